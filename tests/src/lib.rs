@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The harness of the tests at the boundaries: real peers, seeds that replay, a hub as a process.
+//!
+//! - [`peers`]: the programs we are compared with. Missing is a loud skip, and a failure in CI.
+//! - [`seed`]: every random test prints its seed; `SENDENSE_TEST_SEED` replays it.
+//! - [`qemu`]: qemu-img as the oracle for every image.
+//! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
+
+pub mod hub;
+pub mod peers;
+pub mod qemu;
+pub mod seed;

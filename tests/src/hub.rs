@@ -1,0 +1,1 @@
+//! The hub as a process: see the harness.
