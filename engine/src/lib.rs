@@ -288,6 +288,10 @@ impl Engine {
     pub fn exports(&self) -> Arc<ExportRegistry> {
         unimplemented!()
     }
+    /// Serves [`Engine::exports`] on a bound listener until `stop` is cancelled and its sessions have drained.
+    pub async fn serve_nbd(&self, listener: Listener, stop: tokio_util::sync::CancellationToken) {
+        unimplemented!()
+    }
     pub async fn register_vm(&self, vm: NewVm) -> Result<(Vm, bool), Error> {
         unimplemented!()
     }
@@ -369,10 +373,11 @@ impl Engine {
         unimplemented!()
     }
 }
+/// A bound NBD listener and its address, so that `api` wires the hub without a dependency on the NBD crate.
+pub use nbd_server::{ListenAddress, Listener};
+
 /// Live exports by name; implements `nbd_server::Exports`.
 pub struct ExportRegistry;
 
 /// Work on image files without a hub (`export`, `image …`), so that `api` knows no qcow2 and no paths' rules.
-pub mod standalone {
-    // serve(images, options) -> running server; create, info, check, map, compare, convert: typed reports; see faces.md
-}
+pub mod standalone;
