@@ -1,0 +1,418 @@
+//! The registry of typed ids. Text becomes an id once, at the edge; nothing downstream checks it again.
+//!
+//! Generators take the time and a number as arguments, so that the same arguments give the same id.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::limits::{CHANGE_ID_BYTES_MAX, EXPORT_NAME_BYTES_MAX, ID_CHARS_MAX};
+
+/// Common face of the ids that are text: a private `String`, read access, `Display`, `FromStr` by `parse`.
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self, Error> {
+                Self::parse(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+    };
+}
+
+text_id! {
+    /// `backup_jobs.id`: one point in time of a VM, all its disks.
+    ///
+    /// Whatever its origin, it is a single harmless path component of at most 64 characters.
+    BackupId
+}
+
+impl BackupId {
+    /// Takes an id of the form that this hub makes: `backup-` and at most 64 characters of `[A-Za-z0-9._-]`, without
+    /// `-disk<digits>-`, which legacy clients would take for a disk index (legacy client, job id rule).
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if !text.starts_with(BACKUP_PREFIX) || text.len() > ID_CHARS_MAX || !is_file_safe(text) {
+            return Err(malformed("backup id", text));
+        }
+        if names_a_disk(text) {
+            return Err(malformed("backup id", text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Takes any id that a stored row may carry, those of legacy hubs included: they put the VM's name into it as it
+    /// was, and made rows per disk. For look-ups and for reading rows; a new id is always [`generate`](Self::generate)d.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the text could not be one path component, or is too long.
+    pub fn parse_stored(text: &str) -> Result<Self, Error> {
+        path_component("backup id", text).map(Self)
+    }
+
+    /// The id of the backup of `vm_name` that starts at `at`: `backup-{vm}-{unix seconds}`, with `-{ordinal}` at the
+    /// end unless `ordinal` is 0. The caller raises `ordinal` while the id is taken.
+    ///
+    /// A name that does not fit (other characters, too long, looks like a disk) is cleaned and gets a hash of the whole name.
+    #[must_use]
+    pub fn generate(vm_name: &str, at: Timestamp, ordinal: u32) -> Self {
+        Self(compose(
+            BACKUP_PREFIX,
+            vm_name,
+            &seconds_suffix(at, ordinal),
+        ))
+    }
+}
+
+text_id! {
+    /// `backup_repositories.id`: where image files are kept.
+    RepositoryId
+}
+
+impl RepositoryId {
+    /// Takes at most 64 characters of `[A-Za-z0-9._-]`, not starting with a dot.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.is_empty()
+            || text.len() > ID_CHARS_MAX
+            || !is_file_safe(text)
+            || text.starts_with('.')
+        {
+            return Err(malformed("repository id", text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+text_id! {
+    /// `vm_replication_contexts.context_id`: the VM in the inventory. It names the VM's folder in a repository, so it is
+    /// always a single harmless path component.
+    VmContextId
+}
+
+impl VmContextId {
+    /// Takes at most 64 characters that can be one path component.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        path_component("vm context id", text).map(Self)
+    }
+
+    /// The id of the VM `vm_name` that was registered at `at`; `ordinal` as in [`BackupId::generate`].
+    #[must_use]
+    pub fn generate(vm_name: &str, at: Timestamp, ordinal: u32) -> Self {
+        Self(compose(
+            VM_CONTEXT_PREFIX,
+            vm_name,
+            &seconds_suffix(at, ordinal),
+        ))
+    }
+}
+
+text_id! {
+    /// `vm_backup_contexts.context_id`: a VM in a repository.
+    ContextId
+}
+
+impl ContextId {
+    /// Takes at most 64 characters that can be one path component.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        path_component("backup context id", text).map(Self)
+    }
+
+    /// The id of the context of `vm_name` that was made at `at`: `ctx-backup-{vm}-{unix seconds}`; `ordinal` as in
+    /// [`BackupId::generate`].
+    #[must_use]
+    pub fn generate(vm_name: &str, at: Timestamp, ordinal: u32) -> Self {
+        Self(compose(
+            CONTEXT_PREFIX,
+            vm_name,
+            &seconds_suffix(at, ordinal),
+        ))
+    }
+}
+
+text_id! {
+    /// The hypervisor's change-tracking position of one disk at one backup. Opaque: only compared and handed back.
+    ChangeId
+}
+
+impl ChangeId {
+    /// Takes 1 to 255 bytes without control characters. Surrounding white space is kept: the text is not ours.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.trim().is_empty()
+            || text.len() > CHANGE_ID_BYTES_MAX
+            || text.contains(char::is_control)
+        {
+            return Err(malformed("change id", text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+text_id! {
+    /// The name of a device that the NBD server serves: at most 192 of `[A-Za-z0-9._-]`, because legacy clients put it into
+    /// a URL and decode it more than once (legacy-client `nbd_targets` grammar).
+    ExportName
+}
+
+impl ExportName {
+    /// Takes 1 to 192 characters of `[A-Za-z0-9._-]`.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.is_empty() || text.len() > EXPORT_NAME_BYTES_MAX || !is_file_safe(text) {
+            return Err(malformed("export name", text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The export of one disk of a backup. Ends in `disk<index>`, which is where legacy clients read the index from.
+    #[must_use]
+    pub fn of_disk(backup: &BackupId, disk: DiskIndex) -> Self {
+        let safe: String = backup
+            .as_str()
+            .chars()
+            .map(file_safe_or_underscore)
+            .collect();
+        Self(format!("{safe}-disk{disk}"))
+    }
+}
+
+/// Position of a disk among the disks of its VM, ordered by device key; counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DiskIndex(u32);
+
+impl DiskIndex {
+    /// The disk at this position.
+    #[must_use]
+    pub const fn new(position: u32) -> Self {
+        Self(position)
+    }
+
+    /// The position, counted from 0.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for DiskIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for DiskIndex {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| malformed("disk index", text))
+    }
+}
+
+/// The hypervisor's key of a virtual device, such as 2000: what tells the disks of a VM apart for as long as they exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceKey(u32);
+
+impl DeviceKey {
+    /// The key, if it fits the database's `INT`.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for a key of 2^31 or more.
+    pub fn new(key: u32) -> Result<Self, Error> {
+        if i32::try_from(key).is_err() {
+            return Err(malformed("device key", &key.to_string()));
+        }
+        Ok(Self(key))
+    }
+
+    /// Reads the key out of a disk id of the inventory: `disk-2000` is device 2000.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) unless the text is `disk-` and decimal digits below 2^31 without leading zeroes,
+    /// so that no two texts mean the same device.
+    pub fn from_disk_id(disk_id: &str) -> Result<Self, Error> {
+        let refused = || malformed("disk id", disk_id);
+        let digits = disk_id.strip_prefix("disk-").ok_or_else(refused)?;
+        let canonical = digits == "0" || !digits.starts_with('0');
+        if !canonical || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(refused());
+        }
+        Self::new(digits.parse().map_err(|_| refused())?).map_err(|_| refused())
+    }
+
+    /// The disk id of the inventory: the opposite of [`from_disk_id`](Self::from_disk_id).
+    #[must_use]
+    pub fn to_disk_id(self) -> String {
+        format!("disk-{}", self.0)
+    }
+
+    /// The key as a number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// `backup_disks.id`: one disk of one backup, and with it one image file. Made by the catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackupDiskId(i64);
+
+impl BackupDiskId {
+    /// The id that a row carries.
+    #[must_use]
+    pub const fn new(id: i64) -> Self {
+        Self(id)
+    }
+
+    /// The id as the database stores it.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for BackupDiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+const BACKUP_PREFIX: &str = "backup-";
+const VM_CONTEXT_PREFIX: &str = "ctx-";
+const CONTEXT_PREFIX: &str = "ctx-backup-";
+
+/// Longest piece of a refused text that an error repeats, in characters.
+const QUOTED_CHARS_MAX: usize = 80;
+
+fn malformed(what: &str, text: &str) -> Error {
+    let quoted: String = text.chars().take(QUOTED_CHARS_MAX).collect();
+    Error::invalid(
+        format!("malformed {what}"),
+        format!("length={} text={quoted:?}", text.len()),
+    )
+}
+
+fn is_file_safe(text: &str) -> bool {
+    text.chars().all(|c| file_safe_or_underscore(c) == c)
+}
+
+fn file_safe_or_underscore(c: char) -> char {
+    if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+        c
+    } else {
+        '_'
+    }
+}
+
+/// Any text that can be one component of a path on Unix, of at most 64 characters.
+fn path_component(what: &str, text: &str) -> Result<String, Error> {
+    let too_long = text.chars().count() > ID_CHARS_MAX;
+    let special = text.is_empty() || text == "." || text == "..";
+    if too_long || special || text.contains(|c: char| matches!(c, '/' | '\\') || c.is_control()) {
+        return Err(malformed(what, text));
+    }
+    Ok(text.to_owned())
+}
+
+/// Whether legacy clients would read a disk index out of the middle of this id: `-disk<digits>-`.
+fn names_a_disk(text: &str) -> bool {
+    text.match_indices("-disk").any(|(at, found)| {
+        let rest = &text[at + found.len()..];
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        digits > 0 && rest[digits..].starts_with('-')
+    })
+}
+
+fn seconds_suffix(at: Timestamp, ordinal: u32) -> String {
+    // A clock before 1970 is broken; the ordinal still makes the id unique.
+    let seconds = at.unix_timestamp().max(0);
+    if ordinal == 0 {
+        format!("-{seconds}")
+    } else {
+        format!("-{seconds}-{ordinal}")
+    }
+}
+
+/// `{prefix}{name}{suffix}` within 64 characters. A name that had to be changed carries a hash of the original.
+fn compose(prefix: &str, name: &str, suffix: &str) -> String {
+    let room = ID_CHARS_MAX - prefix.len() - suffix.len();
+    let mut clean = String::with_capacity(name.len());
+    for c in name.chars() {
+        // `disk` before a digit is broken up, so that `-disk<digits>-` cannot arise.
+        if c.is_ascii_digit() && clean.ends_with("disk") {
+            clean.push('_');
+        }
+        clean.push(file_safe_or_underscore(c));
+    }
+    if clean == name && clean.len() <= room && !clean.is_empty() {
+        return format!("{prefix}{clean}{suffix}");
+    }
+    let hash = format!("-{:016x}", fnv1a(name.as_bytes()));
+    clean.truncate(room - hash.len());
+    format!("{prefix}{clean}{hash}{suffix}")
+}
+
+/// FNV-1a, 64 bits: stable across releases, which the standard library's hasher does not promise. Ids that are not
+/// unique are refused by the catalog, so it only has to spread.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! Every bound of the engine, each with its reason. Reaching one is an error that names it.
+
+/// Longest id of any kind, in characters: the legacy schema stores ids as `VARCHAR(64)`.
+pub const ID_CHARS_MAX: usize = 64;
+
+/// Longest change id, in bytes: the legacy schema stores it as `VARCHAR(255)`.
+pub const CHANGE_ID_BYTES_MAX: usize = 255;
+
+/// Longest export name that we make, in bytes. The NBD protocol allows 4096, but a name also has to fit
+/// a command line and a log line; a backup id plus `-disk<index>` needs less than half of this.
+pub const EXPORT_NAME_BYTES_MAX: usize = 192;
+
+/// Longest name of a VM, host, data centre, repository or user, in characters: `VARCHAR(255)` in the legacy schema.
+pub const NAME_CHARS_MAX: usize = 255;
+
+/// Longest inventory path of a VM, in characters: `VARCHAR(500)` in the legacy schema.
+pub const VM_PATH_CHARS_MAX: usize = 500;
+
+/// Longest path of an image file, in bytes: `VARCHAR(512)` in the legacy schema.
+pub const IMAGE_PATH_BYTES_MAX: usize = 512;
+
+/// Longest encrypted password, in bytes. A 4 KiB secret stays well below it after encryption and base64.
+pub const SEALED_PASSWORD_BYTES_MAX: usize = 8192;
+
+/// Longest name of a phase, in characters: `VARCHAR(50)` in the legacy schema.
+pub const PHASE_CHARS_MAX: usize = 50;
+
+/// Longest error text that a row keeps, in bytes. A longer one is cut: the log has all of it.
+pub const ERROR_TEXT_BYTES_MAX: usize = 4096;
+
+/// Most disks of one VM. vSphere allows 4 PVSCSI controllers with 64 disks each, 4 NVMe controllers with 64 and
+/// 4 SATA controllers with 30.
+pub const DISKS_PER_VM_MAX: usize = 4 * 64 + 4 * 64 + 4 * 30;
+
+/// Largest virtual disk, in bytes. vSphere stops at 62 TiB; 64 TiB leaves room for other sources and keeps sums
+/// over all disks of a VM far below 2^63, which is where the database's integers end.
+pub const DISK_CAPACITY_BYTES_MAX: u64 = 64 << 40;
+
+/// Most layers of a chain. An incremental on top of a chain this long starts a new one: every layer is an open
+/// file while a point is read, and a restore depends on all of them. Daily increments reach it after 8 months.
+pub const CHAIN_DEPTH_MAX: u32 = 250;
+
+/// Largest page of a list, in rows: bounds memory and the time that one request holds a reader.
+pub const PAGE_ROWS_MAX: u32 = 1000;
+
+/// Most rows of an inventory list (VMs, repositories): four times the VMs of the largest vCenter, which is 10 000 per
+/// host cluster.
+pub const INVENTORY_ROWS_MAX: u32 = 40_000;
+
+/// Most points of one chain view: more than any chain can hold before it is cut at [`CHAIN_DEPTH_MAX`].
+pub const CHAIN_VIEW_ROWS_MAX: u32 = 2 * CHAIN_DEPTH_MAX;
+
+/// Most ids that are tried for one name within one second before giving up.
+pub const ID_ATTEMPTS_MAX: u32 = 1000;
+
+/// Connections that read the database at the same time. Reads are short; more would only wait for the disk.
+pub const DATABASE_READERS_MAX: u32 = 4;
+
+/// How long a statement waits for the database's lock, in milliseconds. Only another process can hold it longer
+/// than a moment, because the hub itself has one writer.
+pub const DATABASE_BUSY_TIMEOUT_MS: u64 = 10_000;
+
+/// How long a call waits for a free connection, in milliseconds, before the database counts as unavailable.
+pub const DATABASE_ACQUIRE_TIMEOUT_MS: u64 = 30_000;
