@@ -13,6 +13,31 @@ pub struct EngineConfig {
     pub nbd_advertise: String,
     /// Base URL of the node appliance.
     pub node_url: String,
+    /// The key that stored passwords are encrypted with: base64 of 32 bytes. Without it no password can be stored or used.
+    pub credential_key: Option<Secret>,
+}
+
+/// A text that no log may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `text` from being shown.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 impl EngineConfig {
@@ -23,5 +48,17 @@ impl EngineConfig {
             Some(url) => url.clone(),
             None => format!("sqlite:{}", self.data_dir.join("hub.db").display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(secret.reveal(), "hunter2");
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use catalog::Catalog;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
-pub use config::EngineConfig;
+pub use config::{EngineConfig, Secret};
 pub use error::{Error, ErrorKind};
 pub use id::{
     BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, ExportName, RepositoryId,
