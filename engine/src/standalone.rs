@@ -4,23 +4,33 @@ use crate::{Comparison, Error};
 use nbd_server::ListenAddress;
 use std::path::{Path, PathBuf};
 
-/// How the bytes of an image file are laid out; found by its magic where nobody says it.
+/// How the bytes of an image file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFormat {
     Raw,
     Qcow2,
 }
 
+/// An existing image file.
+///
+/// A format is never found from content alone: a guest can write a qcow2 header, with a backing file of its choice, into
+/// its raw disk. Without `format`, magic and file name must agree, or the file is refused with a text that says `--format`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub path: PathBuf,
+    pub format: Option<ImageFormat>,
+}
+
 /// What one name on the wire stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Device {
     /// An existing image file, qcow2 (any legal feature, or a plain refusal) or raw.
-    Open { path: PathBuf, read_only: bool },
+    Open { source: Source, read_only: bool },
     /// A new qcow2 file; refuses to overwrite.
     Create {
         path: PathBuf,
         size_bytes: u64,
-        backing: Option<PathBuf>,
+        backing: Option<Source>,
     },
     /// Accepts and forgets writes, reads as zero: for measuring the wire.
     DiscardSink { size_bytes: u64 },
@@ -58,7 +68,7 @@ pub struct CreateImage {
     pub size_bytes: Option<u64>,
     pub cluster_size_bytes: u32,
     /// Recorded in the header as given.
-    pub backing: Option<PathBuf>,
+    pub backing: Option<Source>,
 }
 /// Makes an empty qcow2 file; refuses to overwrite.
 pub async fn create(image: CreateImage) -> Result<ImageFacts, Error> {
@@ -86,8 +96,8 @@ pub struct ImageFacts {
     pub parent_id: Option<String>,
     pub change_id: Option<String>,
 }
-/// The chain of `path`, tip first.
-pub async fn info(path: &Path) -> Result<Vec<ImageFacts>, Error> {
+/// The chain of `tip`, tip first.
+pub async fn info(tip: &Source) -> Result<Vec<ImageFacts>, Error> {
     unimplemented!()
 }
 
@@ -111,18 +121,18 @@ pub struct MapExtent {
     /// Where the data lies in that layer's file; `None` for zero, absent and compressed runs.
     pub host_offset: Option<u64>,
 }
-pub async fn map(path: &Path) -> Result<Vec<MapExtent>, Error> {
+pub async fn map(tip: &Source) -> Result<Vec<MapExtent>, Error> {
     unimplemented!()
 }
 
 /// Compares what two images read as; where one is longer, its tail must be zero.
-pub async fn compare(left: &Path, right: &Path) -> Result<Comparison, Error> {
+pub async fn compare(left: &Source, right: &Source) -> Result<Comparison, Error> {
     unimplemented!()
 }
 
 #[derive(Debug, Clone)]
 pub struct ConvertImage {
-    pub source: PathBuf,
+    pub source: Source,
     pub target: PathBuf,
     pub format: ImageFormat,
     /// For a qcow2 target.
