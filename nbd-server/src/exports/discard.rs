@@ -1,0 +1,62 @@
+use bytes::Bytes;
+
+use crate::proto::limits::PIECE_BYTES;
+use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, Zero};
+
+/// What every read is cut from.
+static ZEROES: [u8; PIECE_BYTES as usize] = [0; PIECE_BYTES as usize];
+
+/// A device that accepts and forgets, and reads zero: the ceiling of the wire.
+#[derive(Debug, Clone)]
+pub struct DiscardExport {
+    size_bytes: u64,
+}
+
+impl DiscardExport {
+    /// A device of this size.
+    #[must_use]
+    pub const fn new(size_bytes: u64) -> Self {
+        Self { size_bytes }
+    }
+}
+
+impl Export for DiscardExport {
+    fn info(&self) -> ExportInfo {
+        ExportInfo {
+            size_bytes: self.size_bytes,
+            read_only: false,
+            multi_conn: true,
+            fast_zero: true,
+            description: "accepts and forgets".to_owned(),
+        }
+    }
+
+    async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
+        let len = usize::try_from(range.len_bytes).unwrap_or(usize::MAX);
+        Ok(Bytes::from_static(&ZEROES).slice(..len.min(ZEROES.len())))
+    }
+
+    async fn write(&self, _offset: u64, _data: Bytes) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    async fn zero(&self, _range: ByteRange, _how: Zero) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    async fn trim(&self, _range: ByteRange) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        Ok(())
+    }
+
+    async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, ExportError> {
+        Ok(vec![Extent {
+            len_bytes: range.len_bytes,
+            hole: true,
+            reads_zero: true,
+        }])
+    }
+}

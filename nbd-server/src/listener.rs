@@ -1,0 +1,250 @@
+//! Accepts clients until told to stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::proto::limits;
+use crate::{Exports, Gate, Peer, serve_connection};
+
+/// Where a listener is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A TCP address; port 0 asks the system for a free one.
+    Tcp(SocketAddr),
+    /// A path for a unix socket.
+    Unix(PathBuf),
+}
+
+/// The bounds of a server; the defaults and their reasons are in [`crate::proto::limits`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Connections in all; one more is closed at once.
+    pub connections: u32,
+    /// Connections to one export; one more is refused with a reason.
+    pub connections_per_export: u32,
+    /// From accept to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// How long a session that must end may answer what is in flight.
+    pub drain_timeout: Duration,
+    /// Payload bytes of all connections that are in memory at once, beside one piece for each.
+    pub payload_budget_bytes: u32,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            connections: limits::MAX_CONNECTIONS,
+            connections_per_export: limits::MAX_CONNECTIONS_PER_EXPORT,
+            handshake_timeout: limits::HANDSHAKE_TIMEOUT,
+            drain_timeout: limits::DRAIN_TIMEOUT,
+            payload_budget_bytes: limits::PAYLOAD_BUDGET_BYTES,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+#[derive(Debug)]
+enum Client {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A bound listener: it holds its address, and clients may connect, but wait until it serves.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    address: ListenAddress,
+    gate: Gate,
+}
+
+impl Listener {
+    /// Binds to an address. A unix socket that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, or the system refuses it.
+    pub async fn bind(address: &ListenAddress) -> io::Result<Self> {
+        let (socket, address) = match address {
+            ListenAddress::Tcp(address) => {
+                let listener = bind_tcp(*address)?;
+                let bound = listener.local_addr()?;
+                (Socket::Tcp(listener), ListenAddress::Tcp(bound))
+            }
+            ListenAddress::Unix(path) => {
+                remove_stale_socket(path).await?;
+                (Socket::Unix(UnixListener::bind(path)?), address.clone())
+            }
+        };
+        Ok(Self {
+            socket,
+            address,
+            gate: Gate::new(ServerLimits::default()),
+        })
+    }
+
+    /// Serves behind this gate, which other listeners may share: then its limits count for all of
+    /// them together.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// The address, with the port that was given for port 0.
+    #[must_use]
+    pub fn local_address(&self) -> ListenAddress {
+        self.address.clone()
+    }
+
+    /// Accepts until `stop` is cancelled, then stops accepting, answers what is in flight, closes and
+    /// returns. A session that does not end within the drain time (a call of the export that hangs)
+    /// is left to itself.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cuts every session. Cancel `stop` instead.
+    pub async fn serve<X: Exports>(self, exports: Arc<X>, stop: CancellationToken) {
+        let mut sessions = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = sessions.join_next() => {
+                    report(ended);
+                    // With nobody left the memory for payloads goes back to the system.
+                    if sessions.is_empty() {
+                        self.gate.payloads().trim();
+                    }
+                    continue;
+                }
+                accepted = self.accept() => accepted,
+            };
+            match accepted {
+                Ok((client, peer)) => self.admit(client, peer, &exports, &stop, &mut sessions),
+                Err(error) => {
+                    // Out of descriptors, mostly: wait for some session to end.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        self.finish(sessions).await;
+    }
+
+    async fn accept(&self) -> io::Result<(Client, Peer)> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((
+                    Client::Tcp(stream),
+                    Peer {
+                        address: address.to_string(),
+                    },
+                ))
+            }
+            Socket::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((
+                    Client::Unix(stream),
+                    Peer {
+                        address: "unix".to_owned(),
+                    },
+                ))
+            }
+        }
+    }
+
+    fn admit<X: Exports>(
+        &self,
+        client: Client,
+        peer: Peer,
+        exports: &Arc<X>,
+        stop: &CancellationToken,
+        sessions: &mut JoinSet<()>,
+    ) {
+        let max = usize::try_from(self.gate.limits().connections).unwrap_or(usize::MAX);
+        if sessions.len() >= max {
+            tracing::warn!(peer = %peer.address, max, "too many connections");
+            return;
+        }
+        let (exports, gate, stop) = (Arc::clone(exports), self.gate.clone(), stop.clone());
+        match client {
+            Client::Tcp(stream) => {
+                // Replies are small and awaited; a client that is gone already is found out soon.
+                let _ = stream.set_nodelay(true);
+                let (reader, writer) = stream.into_split();
+                sessions.spawn(serve_connection(reader, writer, peer, exports, gate, stop));
+            }
+            Client::Unix(stream) => {
+                let (reader, writer) = stream.into_split();
+                sessions.spawn(serve_connection(reader, writer, peer, exports, gate, stop));
+            }
+        }
+    }
+
+    async fn finish(self, mut sessions: JoinSet<()>) {
+        let Self {
+            socket,
+            address,
+            gate,
+        } = self;
+        drop(socket);
+        if let ListenAddress::Unix(path) = &address {
+            // Somebody may have removed it before.
+            let _ = std::fs::remove_file(path);
+        }
+        // A session drains its requests and then its queue; each has the drain time.
+        let deadline = gate.limits().drain_timeout.saturating_mul(3);
+        let all = async {
+            while let Some(ended) = sessions.join_next().await {
+                report(ended);
+            }
+        };
+        if tokio::time::timeout(deadline, all).await.is_err() {
+            tracing::warn!(sessions = sessions.len(), "sessions did not end in time");
+            sessions.detach_all();
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a session failed");
+    }
+}
+
+/// Keepalive and its kin are inherited by accepted sockets: a client behind a tunnel that vanished
+/// is found out after hours, not never.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_keepalive(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::LISTEN_BACKLOG)
+}
+
+async fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        // Taken, absent, or no socket at all: binding tells which.
+        _ => Ok(()),
+    }
+}

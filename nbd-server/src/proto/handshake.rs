@@ -1,0 +1,460 @@
+//! Fixed newstyle negotiation as a machine that asks.
+
+use bytes::{Buf, BytesMut};
+
+use super::error::ProtocolError;
+use super::limits::{
+    MAX_BLOCK_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_SKIPPED_OPTION_BYTES, MIN_BLOCK_BYTES,
+    PREFERRED_BLOCK_BYTES,
+};
+use super::negotiated::{Negotiated, transmission_flags};
+use super::option::{ClientOption, Info, InfoRequest, MetaQuery, OptionHeader, OptionReply};
+use super::types::{
+    BASE_ALLOCATION, ClientFlags, ContextId, ExportInfo, ExportName, HandshakeFlags, InfoKind,
+    OptionCode, ReplyCode,
+};
+use super::wire::{Reader, Writer};
+
+/// `NBDMAGIC`.
+pub(crate) const SERVER_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// What the server offers in its greeting.
+const OFFERED: HandshakeFlags = HandshakeFlags::FIXED_NEWSTYLE.with(HandshakeFlags::NO_ZEROES);
+/// The number of the one metadata context there is.
+const BASE_ALLOCATION_ID: ContextId = ContextId(0);
+/// The reserved bytes after `NBD_OPT_EXPORT_NAME`.
+const EXPORT_NAME_PADDING: usize = 124;
+/// Queries that mean every context of the specification.
+const BASE_NAMESPACE: &str = "base:";
+
+/// What an export is looked up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportPurpose {
+    /// Transmission begins next.
+    Use,
+    /// The client only asks; the export is not held open.
+    Inspect,
+}
+
+/// What the caller must do before the next call of [`Handshake::step`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Send the output, then append at least this many bytes to the input.
+    NeedBytes(usize),
+    /// Find the export, then call [`Handshake::export_found`] or [`Handshake::export_refused`].
+    FindExport(ExportName, ExportPurpose),
+    /// Gather the names, then call [`Handshake::exports_listed`].
+    ListExports,
+    /// Send the output; requests follow. What is left in the input belongs to the first of them.
+    Negotiated(Negotiated),
+    /// Send the output and close.
+    Close,
+}
+
+/// Why an export is refused, as the client is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is none of that name.
+    Unknown,
+    /// It exists, but not for this client now.
+    Policy(String),
+    /// The server is going down.
+    ShuttingDown,
+}
+
+#[derive(Debug)]
+enum State {
+    ClientFlags,
+    OptionHeader,
+    OptionPayload(OptionHeader),
+    /// A payload that is too long to keep is read away before the answer goes out.
+    SkipPayload {
+        code: OptionCode,
+        left: u32,
+    },
+    AwaitExport {
+        code: OptionCode,
+        request: InfoRequest,
+    },
+    AwaitList,
+    /// Both sides agree; the caller learns it with the next step.
+    Agreed(Box<Negotiated>),
+    /// The connection ends; the caller learns it with the next step.
+    Closing,
+    /// `Negotiated` or `Close` was returned.
+    Over,
+}
+
+/// The server's side of a handshake (NBD proto, "Handshake phase").
+///
+/// ```text
+///  client flags ──▶ option header ──▶ payload ──▶ answer ──▶ (next option)
+///                         │              │
+///                         └─▶ skip ──────┴─▶ FindExport · ListExports ──▶ Negotiated · Close
+/// ```
+#[derive(Debug)]
+pub struct Handshake {
+    state: State,
+    output: BytesMut,
+    options_seen: u32,
+    no_zeroes: bool,
+    structured_replies: bool,
+    /// The export for which `base:allocation` was set. It counts for that name only.
+    meta_context_for: Option<ExportName>,
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Handshake {
+    /// A handshake whose greeting waits in the output.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut output = BytesMut::new();
+        Writer::new(&mut output)
+            .u64(SERVER_MAGIC)
+            .u64(super::option::OPTION_MAGIC)
+            .u16(OFFERED.0);
+        Self {
+            state: State::ClientFlags,
+            output,
+            options_seen: 0,
+            no_zeroes: false,
+            structured_replies: false,
+            meta_context_for: None,
+        }
+    }
+
+    /// Bytes for the client. The caller sends and clears them whenever it waits.
+    pub fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Goes on as far as `input` reaches, and takes what it understood off its front.
+    ///
+    /// # Errors
+    ///
+    /// The client broke the frame of the protocol or a bound; nothing can be told, close.
+    ///
+    /// # Panics
+    ///
+    /// When a question of the last step was not answered: a bug of the caller.
+    pub fn step(&mut self, input: &mut BytesMut) -> Result<Step, ProtocolError> {
+        loop {
+            match &mut self.state {
+                State::ClientFlags => {
+                    if input.len() < 4 {
+                        return Ok(Step::NeedBytes(4 - input.len()));
+                    }
+                    self.client_flags(&input.split_to(4))?;
+                }
+                State::OptionHeader => {
+                    if input.len() < OptionHeader::BYTES {
+                        return Ok(Step::NeedBytes(OptionHeader::BYTES - input.len()));
+                    }
+                    self.option_header(&input.split_to(OptionHeader::BYTES))?;
+                }
+                State::SkipPayload { code, left } => {
+                    let here = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(input.len());
+                    input.advance(here);
+                    *left -= u32::try_from(here).expect("at most `left`");
+                    if *left > 0 {
+                        return Ok(Step::NeedBytes(1));
+                    }
+                    let code = *code;
+                    self.refuse(code, ReplyCode::ERR_TOO_BIG, "option payload too long");
+                }
+                State::OptionPayload(header) => {
+                    let need = usize::try_from(header.len_bytes).unwrap_or(usize::MAX);
+                    if input.len() < need {
+                        return Ok(Step::NeedBytes(need - input.len()));
+                    }
+                    let code = header.code;
+                    if let Some(step) = self.option(code, &input.split_to(need))? {
+                        return Ok(step);
+                    }
+                }
+                State::AwaitExport { .. } | State::AwaitList => {
+                    panic!("the question of the last step was not answered")
+                }
+                State::Agreed(_) => {
+                    if let State::Agreed(negotiated) =
+                        std::mem::replace(&mut self.state, State::Over)
+                    {
+                        return Ok(Step::Negotiated(*negotiated));
+                    }
+                }
+                State::Closing => {
+                    self.state = State::Over;
+                    return Ok(Step::Close);
+                }
+                State::Over => panic!("the handshake is over"),
+            }
+        }
+    }
+
+    fn client_flags(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
+        let flags = ClientFlags(Reader::new("client flags", bytes).u32()?);
+        let known = ClientFlags::FIXED_NEWSTYLE.with(ClientFlags::NO_ZEROES);
+        if !flags.without(known).is_empty() {
+            return Err(ProtocolError::ClientFlags { flags: flags.0 });
+        }
+        self.no_zeroes = flags.has(ClientFlags::NO_ZEROES);
+        self.state = State::OptionHeader;
+        Ok(())
+    }
+
+    fn option_header(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
+        let header = OptionHeader::parse(bytes)?;
+        self.options_seen += 1;
+        if self.options_seen > MAX_OPTIONS {
+            return Err(ProtocolError::TooManyOptions { max: MAX_OPTIONS });
+        }
+        // EXPORT_NAME has no way to tell an error, so that its excess ends the connection, too.
+        let max = if header.code == OptionCode::EXPORT_NAME {
+            MAX_OPTION_BYTES
+        } else {
+            MAX_SKIPPED_OPTION_BYTES
+        };
+        if header.len_bytes > max {
+            return Err(ProtocolError::TooBig {
+                structure: "option payload",
+                value: header.len_bytes.into(),
+                max: max.into(),
+            });
+        }
+        self.state = if header.len_bytes > MAX_OPTION_BYTES {
+            State::SkipPayload {
+                code: header.code,
+                left: header.len_bytes,
+            }
+        } else {
+            State::OptionPayload(header)
+        };
+        Ok(())
+    }
+
+    fn option(&mut self, code: OptionCode, payload: &[u8]) -> Result<Option<Step>, ProtocolError> {
+        let option = match ClientOption::parse(code, payload) {
+            Ok(option) => option,
+            Err(error) if code == OptionCode::EXPORT_NAME => return Err(error),
+            Err(error) => {
+                self.refuse(code, ReplyCode::ERR_INVALID, &error.to_string());
+                return Ok(None);
+            }
+        };
+        self.state = State::OptionHeader;
+        Ok(match option {
+            ClientOption::ExportName(name) => Some(self.find(
+                code,
+                InfoRequest {
+                    name,
+                    kinds: Vec::new(),
+                },
+                ExportPurpose::Use,
+            )),
+            ClientOption::Go(request) => Some(self.find(code, request, ExportPurpose::Use)),
+            ClientOption::Info(request) => Some(self.find(code, request, ExportPurpose::Inspect)),
+            ClientOption::List => {
+                self.state = State::AwaitList;
+                Some(Step::ListExports)
+            }
+            ClientOption::Abort => {
+                self.reply(code, &OptionReply::Ack);
+                self.state = State::Closing;
+                None
+            }
+            ClientOption::StructuredReply => {
+                self.structured_replies = true;
+                self.reply(code, &OptionReply::Ack);
+                None
+            }
+            ClientOption::ListMetaContext(query) => {
+                self.meta_contexts(code, &query);
+                None
+            }
+            ClientOption::SetMetaContext(query) => {
+                // Also when refused: the last query counts, not the last that was accepted.
+                self.meta_context_for = None;
+                if self.meta_contexts(code, &query) {
+                    self.meta_context_for = Some(query.name);
+                }
+                None
+            }
+            ClientOption::Unsupported(code) => {
+                self.refuse(code, ReplyCode::ERR_UNSUP, "option not supported");
+                None
+            }
+        })
+    }
+
+    fn find(&mut self, code: OptionCode, request: InfoRequest, purpose: ExportPurpose) -> Step {
+        let name = request.name.clone();
+        self.state = State::AwaitExport { code, request };
+        Step::FindExport(name, purpose)
+    }
+
+    /// Answers a query about contexts; every export has the same ones, and GO tells whether the
+    /// export exists. Returns whether `base:allocation` was among the answers.
+    fn meta_contexts(&mut self, code: OptionCode, query: &MetaQuery) -> bool {
+        if !self.structured_replies {
+            self.refuse(
+                code,
+                ReplyCode::ERR_INVALID,
+                "structured replies come first",
+            );
+            return false;
+        }
+        let listing = code == OptionCode::LIST_META_CONTEXT;
+        let all = listing && query.queries.is_empty();
+        let found = all
+            || query
+                .queries
+                .iter()
+                .any(|query| query == BASE_ALLOCATION || (listing && query == BASE_NAMESPACE));
+        if found {
+            let name = BASE_ALLOCATION.to_owned();
+            self.reply(
+                code,
+                &OptionReply::MetaContext {
+                    id: BASE_ALLOCATION_ID,
+                    name,
+                },
+            );
+        }
+        self.reply(code, &OptionReply::Ack);
+        found
+    }
+
+    /// Answers [`Step::FindExport`]: it exists.
+    ///
+    /// # Panics
+    ///
+    /// When no export was asked for: a bug of the caller.
+    pub fn export_found(&mut self, info: ExportInfo) {
+        let State::AwaitExport { code, request } =
+            std::mem::replace(&mut self.state, State::OptionHeader)
+        else {
+            panic!("no export was asked for")
+        };
+        let flags = transmission_flags(&info, self.structured_replies);
+        if code == OptionCode::EXPORT_NAME {
+            let padding = if self.no_zeroes {
+                0
+            } else {
+                EXPORT_NAME_PADDING
+            };
+            Writer::new(&mut self.output)
+                .u64(info.size_bytes)
+                .u16(flags.0)
+                .zeroes(padding);
+        } else {
+            self.export_info(code, &request, &info);
+        }
+        if code == OptionCode::INFO {
+            return;
+        }
+        let context_set = self.meta_context_for.as_ref() == Some(&request.name);
+        self.state = State::Agreed(Box::new(Negotiated {
+            name: request.name,
+            info,
+            flags,
+            structured_replies: self.structured_replies,
+            base_allocation: context_set.then_some(BASE_ALLOCATION_ID),
+        }));
+    }
+
+    fn export_info(&mut self, code: OptionCode, request: &InfoRequest, info: &ExportInfo) {
+        let wants = |kind| request.kinds.contains(&kind);
+        let flags = transmission_flags(info, self.structured_replies);
+        if wants(InfoKind::BLOCK_SIZE) {
+            let sizes = Info::BlockSize {
+                minimum: MIN_BLOCK_BYTES,
+                preferred: PREFERRED_BLOCK_BYTES,
+                maximum: MAX_BLOCK_BYTES,
+            };
+            self.reply(code, &OptionReply::Info(sizes));
+        }
+        let export = Info::Export {
+            size_bytes: info.size_bytes,
+            flags,
+        };
+        self.reply(code, &OptionReply::Info(export));
+        if wants(InfoKind::NAME) {
+            let name = Info::Name(request.name.as_str().to_owned());
+            self.reply(code, &OptionReply::Info(name));
+        }
+        if wants(InfoKind::DESCRIPTION) && !info.description.is_empty() {
+            let text = super::option::clip(&info.description).to_owned();
+            self.reply(code, &OptionReply::Info(Info::Description(text)));
+        }
+        self.reply(code, &OptionReply::Ack);
+    }
+
+    /// Answers [`Step::FindExport`]: it cannot be had. The connection ends when the client asked in a
+    /// way that has no error (NBD proto, `NBD_OPT_EXPORT_NAME`).
+    ///
+    /// # Panics
+    ///
+    /// When no export was asked for: a bug of the caller.
+    pub fn export_refused(&mut self, why: &Refusal) {
+        let State::AwaitExport { code, request } =
+            std::mem::replace(&mut self.state, State::OptionHeader)
+        else {
+            panic!("no export was asked for")
+        };
+        if code == OptionCode::EXPORT_NAME {
+            self.state = State::Closing;
+            return;
+        }
+        match why {
+            Refusal::Unknown => {
+                let text = format!("unknown export name={:?}", request.name.as_str());
+                self.refuse(code, ReplyCode::ERR_UNKNOWN, &text);
+            }
+            Refusal::Policy(text) => self.refuse(code, ReplyCode::ERR_POLICY, text),
+            Refusal::ShuttingDown => {
+                self.refuse(code, ReplyCode::ERR_SHUTDOWN, "the server is shutting down");
+            }
+        }
+    }
+
+    /// Answers [`Step::ListExports`]. Names that are no export names are left out.
+    ///
+    /// # Panics
+    ///
+    /// When no listing was asked for: a bug of the caller.
+    pub fn exports_listed(&mut self, names: Vec<String>) {
+        assert!(
+            matches!(self.state, State::AwaitList),
+            "no listing was asked for"
+        );
+        for name in names {
+            if ExportName::new(name.as_str()).is_ok() {
+                let details = String::new();
+                self.reply(OptionCode::LIST, &OptionReply::Server { name, details });
+            }
+        }
+        self.reply(OptionCode::LIST, &OptionReply::Ack);
+        self.state = State::OptionHeader;
+    }
+
+    fn refuse(&mut self, option: OptionCode, code: ReplyCode, text: &str) {
+        self.reply(
+            option,
+            &OptionReply::Error {
+                code,
+                text: text.to_owned(),
+            },
+        );
+        self.state = State::OptionHeader;
+    }
+
+    fn reply(&mut self, option: OptionCode, reply: &OptionReply) {
+        reply.encode(option, &mut self.output);
+    }
+}

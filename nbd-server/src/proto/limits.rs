@@ -1,0 +1,94 @@
+//! Every bound of the crate, with its reason.
+
+use std::time::Duration;
+
+/// Longest name, description or text in a string field (NBD proto, "Values": strings are at most
+/// 4096 bytes).
+pub const MAX_STRING_BYTES: usize = 4096;
+
+/// Longest option payload that is kept in memory: a name of full length and a handful of queries.
+pub const MAX_OPTION_BYTES: u32 = 16 * 1024;
+
+/// Longest option payload that is skipped to answer `NBD_REP_ERR_TOO_BIG`. Past that a client is
+/// not confused but hostile, and is cut off.
+pub const MAX_SKIPPED_OPTION_BYTES: u32 = 32 * 1024 * 1024;
+
+/// Options on one connection before an export is chosen. A client that lists a server and asks
+/// about each export stays far below.
+pub const MAX_OPTIONS: u32 = 1024;
+
+/// Longest payload of one option reply that a client takes.
+pub const MAX_OPTION_REPLY_BYTES: u32 = 64 * 1024;
+
+/// Option replies that a client takes for one option: a listing of this many exports.
+pub const MAX_OPTION_REPLIES: u32 = 65_536;
+
+/// Smallest block a client may address. 1, because clients derive lengths from disk sizes that are
+/// no multiple of anything.
+pub const MIN_BLOCK_BYTES: u32 = 1;
+
+/// Block size that is advised: the cluster size of the images behind most exports.
+pub const PREFERRED_BLOCK_BYTES: u32 = 64 * 1024;
+
+/// Longest payload that is advertised.
+pub const MAX_BLOCK_BYTES: u32 = 32 * 1024 * 1024;
+
+/// Longest payload of a READ or WRITE that is accepted: several clients in the field go past what
+/// is advertised, up to this.
+pub const MAX_PAYLOAD_BYTES: u32 = 64 * 1024 * 1024;
+
+/// What is handed to an export in one call, at most. Small enough to stay in a processor cache
+/// between the socket and the file, large enough that the cost of a call does not count.
+/// Pieces are cut at multiples of this offset, so that they never split a cluster needlessly.
+pub const PIECE_BYTES: u32 = 256 * 1024;
+
+/// What one call of zero or trim covers, at most, so that other requests find their turn.
+pub const ZERO_PIECE_BYTES: u32 = 32 * 1024 * 1024;
+
+/// A reply that must be contiguous (no structured replies, or DF) is gathered in memory up to this
+/// length, so that an error can still be told. Longer ones are streamed while the connection does
+/// nothing else, and an error cuts the connection or the chunk.
+pub const MAX_GATHERED_BYTES: u32 = 2 * 1024 * 1024;
+
+/// Block descriptors in one reply; the client asks again for the rest.
+pub const MAX_DESCRIPTORS: usize = 8192;
+
+/// Longest payload of a reply chunk that carries no data (errors, block status), as a client takes it.
+pub const MAX_CHUNK_BYTES: u32 = 1024 * 1024;
+
+/// Requests of one connection that are under way at once. Copy tools keep up to 64.
+pub const IN_FLIGHT_REQUESTS: u32 = 128;
+
+/// Payload bytes of one connection that are in memory at once, in either direction.
+pub const IN_FLIGHT_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Payload bytes of all connections of a listener that are in memory at once. Past it each
+/// connection keeps one piece of its own, so that no connection can starve another.
+pub const PAYLOAD_BUDGET_BYTES: u32 = 256 * 1024 * 1024;
+
+/// Free buffers that are kept for the next request, of [`PIECE_BYTES`] each.
+pub const POOLED_PIECES: usize = 32;
+
+/// Bytes that are read ahead of a request header. It also takes small payloads whole.
+pub const READ_AHEAD_BYTES: usize = 16 * 1024;
+
+/// Replies that wait for the socket of one connection; past that their requests wait.
+pub const QUEUED_REPLIES: usize = 64;
+
+/// Connections of one listener.
+pub const MAX_CONNECTIONS: u32 = 1024;
+
+/// Connections to one export. Copy tools open 4 to 16; agents leave idle ones open for hours.
+pub const MAX_CONNECTIONS_PER_EXPORT: u32 = 64;
+
+/// From accept to the end of the handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a session that must end may still answer what is in flight before its socket is cut.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pause of the accept loop after the system refused a socket (out of descriptors).
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections the kernel holds for the accept loop.
+pub const LISTEN_BACKLOG: u32 = 1024;

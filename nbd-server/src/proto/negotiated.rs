@@ -1,0 +1,30 @@
+use super::types::{ContextId, ExportInfo, ExportName, TransmissionFlags};
+
+/// What both sides agreed. It never changes for the life of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Negotiated {
+    /// The export, as the client named it.
+    pub name: ExportName,
+    /// What the export said of itself at that moment.
+    pub info: ExportInfo,
+    /// What the client was told that the export can do.
+    pub flags: TransmissionFlags,
+    /// READ and `BLOCK_STATUS` are answered in chunks.
+    pub structured_replies: bool,
+    /// The number of `base:allocation`, when the client asked for it.
+    pub base_allocation: Option<ContextId>,
+}
+
+/// The flags that an export with this info offers.
+pub(crate) fn transmission_flags(info: &ExportInfo, structured_replies: bool) -> TransmissionFlags {
+    use TransmissionFlags as F;
+    F::HAS_FLAGS
+        .with(F::SEND_FLUSH)
+        .with(F::SEND_FUA)
+        .with(F::SEND_CACHE)
+        .with_if(info.read_only, F::READ_ONLY)
+        .with_if(!info.read_only, F::SEND_TRIM.with(F::SEND_WRITE_ZEROES))
+        .with_if(!info.read_only && info.fast_zero, F::SEND_FAST_ZERO)
+        .with_if(structured_replies, F::SEND_DF)
+        .with_if(info.multi_conn, F::CAN_MULTI_CONN)
+}

@@ -1,0 +1,379 @@
+//! The receiving half of a connection: headers, payloads, and the bounds before each.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::Semaphore;
+
+use super::answer::{Context, length_of, short};
+use super::write_job::WriteJob;
+use super::write_replies::Slot;
+use crate::proto::limits::{IN_FLIGHT_REQUESTS, MAX_GATHERED_BYTES, PIECE_BYTES, READ_AHEAD_BYTES};
+use crate::proto::{ByteRange, Command, Cookie, ErrorCode, ProtocolError, Refused, Request, admit};
+use crate::{Export, ExportError};
+
+/// Why no more requests are taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// The client said DISC, or closed between two requests.
+    #[error("the client left")]
+    Left,
+    /// The client closed or vanished within a request.
+    #[error("the connection broke")]
+    Broken(#[from] io::Error),
+    /// The stream lost its frame.
+    #[error("the client broke the protocol")]
+    Protocol(#[from] ProtocolError),
+    /// The server stops, the export was withdrawn, or the session was cut.
+    #[error("the session must end")]
+    MustEnd,
+}
+
+/// Takes requests off a socket and starts them.
+#[derive(Debug)]
+pub(crate) struct Receiver<R, E> {
+    socket: R,
+    /// What was read ahead; headers are taken from it.
+    ahead: BytesMut,
+    context: Arc<Context<E>>,
+    slots: Arc<Semaphore>,
+    /// How much to read ahead of the next header. After a long payload the next header is probably
+    /// followed by another one, which belongs into its own buffer and not into `ahead`.
+    read_ahead: usize,
+    /// Payload of a refused or failed WRITE that is still to come.
+    unwanted_bytes: u64,
+    /// A reply is under way that no other may interrupt.
+    streaming: bool,
+}
+
+impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
+    pub(crate) fn new(
+        socket: R,
+        ahead: BytesMut,
+        context: Arc<Context<E>>,
+        slots: Arc<Semaphore>,
+    ) -> Self {
+        Self {
+            socket,
+            ahead,
+            context,
+            slots,
+            read_ahead: READ_AHEAD_BYTES,
+            unwanted_bytes: 0,
+            streaming: false,
+        }
+    }
+
+    /// Serves requests until the session ends.
+    pub(crate) async fn serve(&mut self) -> Ended {
+        loop {
+            if let Err(ended) = self.serve_one().await {
+                return ended;
+            }
+        }
+    }
+
+    async fn serve_one(&mut self) -> Result<(), Ended> {
+        let request = self.header().await?;
+        let slot = self.slot().await?;
+        let cookie = request.cookie;
+        match admit(&request, &self.context.negotiated) {
+            Ok(Command::Disconnect) => return Err(Ended::Left),
+            Ok(Command::Write { range, fua }) => return self.write(cookie, range, fua, slot).await,
+            Ok(Command::Read {
+                range,
+                dont_fragment,
+            }) => {
+                return self.read(cookie, range, dont_fragment, slot).await;
+            }
+            Ok(command) => self.start(cookie, command, slot),
+            Err(refused) => return self.refuse(&request, refused, slot).await,
+        }
+        Ok(())
+    }
+
+    /// Starts a command that needs nothing more from the socket.
+    fn start(&self, cookie: Cookie, command: Command, slot: Slot) {
+        let context = Arc::clone(&self.context);
+        self.context.spawn(async move {
+            match command {
+                Command::Zero { range, how, fua } => {
+                    context.zero(cookie, range, how, fua, slot).await;
+                }
+                Command::Trim { range, fua } => context.trim(cookie, range, fua, slot).await,
+                Command::Flush => context.flush(cookie, slot).await,
+                Command::BlockStatus {
+                    range,
+                    only_first,
+                    context: id,
+                } => {
+                    context
+                        .block_status(cookie, range, only_first, id, slot)
+                        .await;
+                }
+                Command::Cache => context.succeed(cookie, Some(slot)).await,
+                Command::Read { .. } | Command::Write { .. } | Command::Disconnect => {
+                    unreachable!("the receiver handles these itself")
+                }
+            }
+        });
+    }
+
+    async fn read(
+        &mut self,
+        cookie: Cookie,
+        range: ByteRange,
+        dont_fragment: bool,
+        slot: Slot,
+    ) -> Result<(), Ended> {
+        let context = Arc::clone(&self.context);
+        let fragments = self.context.negotiated.structured_replies && !dont_fragment;
+        if fragments || range.len_bytes == 0 {
+            self.context
+                .spawn(async move { context.read_chunks(cookie, range, slot).await });
+            return Ok(());
+        }
+        if range.len_bytes <= u64::from(MAX_GATHERED_BYTES) {
+            let gather = self.context.allowance.gather(short(range.len_bytes));
+            if let Some(charge) = or_end(&self.context, gather).await? {
+                self.context.spawn(async move {
+                    context.read_gathered(cookie, range, charge, slot).await;
+                });
+                return Ok(());
+            }
+        }
+        // Everything else has left the queue before, and waits until this one has.
+        drop(or_end(&self.context, self.all_slots_but(1)).await?);
+        self.streaming = true;
+        self.context.spawn(async move {
+            context.read_streamed(cookie, range, slot).await;
+        });
+        drop(or_end(&self.context, self.all_slots_but(0)).await?);
+        self.streaming = false;
+        Ok(())
+    }
+
+    /// Resolves when all requests but `held` are answered.
+    pub(crate) fn all_slots_but(&self, held: u32) -> impl Future<Output = Slot> + use<R, E> {
+        let slots = Arc::clone(&self.slots);
+        async move {
+            slots
+                .acquire_many_owned(IN_FLIGHT_REQUESTS - held)
+                .await
+                .expect("the slots are never closed")
+        }
+    }
+
+    async fn write(
+        &mut self,
+        cookie: Cookie,
+        range: ByteRange,
+        fua: bool,
+        slot: Slot,
+    ) -> Result<(), Ended> {
+        let job = WriteJob::new(&self.context, cookie, range, fua, slot);
+        let received = self.write_pieces(&job, range).await;
+        match received {
+            Ok(()) => job.received(Ok(())),
+            Err(Ended::MustEnd) => {
+                let message = "the session ended within the request";
+                job.received(Err(ExportError::new(ErrorCode::SHUTDOWN, message)));
+            }
+            // Nobody is left to be told. What was received is written, the rest is not.
+            Err(_) => {}
+        }
+        received
+    }
+
+    /// Receives the payload and hands it on in pieces; the next one is received while the last ones
+    /// are written.
+    async fn write_pieces(
+        &mut self,
+        job: &Arc<WriteJob<E>>,
+        range: ByteRange,
+    ) -> Result<(), Ended> {
+        self.unwanted_bytes = range.len_bytes;
+        for piece in range.pieces(PIECE_BYTES) {
+            if job.failed() {
+                return self.skip_unwanted().await;
+            }
+            // Memory follows what was sent: no buffer before the first byte is there.
+            self.fill(1).await?;
+            let len_bytes = short(piece.len_bytes);
+            let charge = or_end(&self.context, self.context.allowance.piece(len_bytes)).await?;
+            let data = self.payload(length_of(piece)).await?;
+            job.write(piece.offset, data, charge);
+        }
+        Ok(())
+    }
+
+    /// The next `len` bytes of the stream, read into the buffer that is handed on.
+    async fn payload(&mut self, len: usize) -> Result<Bytes, Ended> {
+        let mut data = self.context.allowance.payloads().buffer(len);
+        let here = len.min(self.ahead.len());
+        data.put_slice(&self.ahead[..here]);
+        self.ahead.advance(here);
+        self.unwanted_bytes -= count(here);
+        while data.len() < len {
+            let left = len - data.len();
+            let mut room = (&mut data).limit(left);
+            let read = or_end(&self.context, self.socket.read_buf(&mut room)).await??;
+            if read == 0 {
+                return Err(Ended::Broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.unwanted_bytes -= count(read);
+            self.read_ahead = Request::BYTES;
+        }
+        Ok(data.freeze())
+    }
+
+    async fn refuse(
+        &mut self,
+        request: &Request,
+        refused: Refused,
+        slot: Slot,
+    ) -> Result<(), Ended> {
+        tracing::debug!(?request, code = %refused.code, "refused: {}", refused.text);
+        self.unwanted_bytes = request.payload_bytes().into();
+        self.skip_unwanted().await?;
+        let slot = Some(slot);
+        self.context
+            .fail(request.cookie, refused.code, refused.text, slot)
+            .await;
+        Ok(())
+    }
+
+    /// Reads away a payload that nobody wants, so that the next header is found.
+    async fn skip_unwanted(&mut self) -> Result<(), Ended> {
+        while self.unwanted_bytes > 0 {
+            self.read_ahead = READ_AHEAD_BYTES;
+            self.fill(1).await?;
+            let here = count(self.ahead.len()).min(self.unwanted_bytes);
+            self.unwanted_bytes -= here;
+            self.ahead
+                .advance(usize::try_from(here).expect("at most the buffer"));
+        }
+        Ok(())
+    }
+
+    async fn header(&mut self) -> Result<Request, Ended> {
+        if self.context.fate.must_end() {
+            return Err(Ended::MustEnd);
+        }
+        if self.ahead.is_empty() && !self.fill_or_eof(1).await? {
+            return Err(Ended::Left);
+        }
+        self.fill(Request::BYTES).await?;
+        self.read_ahead = READ_AHEAD_BYTES;
+        self.take_header()
+    }
+
+    fn take_header(&mut self) -> Result<Request, Ended> {
+        let request = Request::parse(&self.ahead[..Request::BYTES])?;
+        self.ahead.advance(Request::BYTES);
+        Ok(request)
+    }
+
+    /// Reads until `need` bytes are there.
+    async fn fill(&mut self, need: usize) -> Result<(), Ended> {
+        if self.fill_or_eof(need).await? {
+            Ok(())
+        } else {
+            Err(Ended::Broken(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    /// Whether the bytes came before the end of the stream.
+    async fn fill_or_eof(&mut self, need: usize) -> Result<bool, Ended> {
+        while self.ahead.len() < need {
+            let room = self.read_ahead.max(need) - self.ahead.len();
+            self.ahead.reserve(room);
+            let mut room = (&mut self.ahead).limit(room);
+            if or_end(&self.context, self.socket.read_buf(&mut room)).await?? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn slot(&self) -> Result<Slot, Ended> {
+        let slots = Arc::clone(&self.slots);
+        let slot = or_end(&self.context, slots.acquire_owned()).await?;
+        Ok(slot.expect("the slots are never closed"))
+    }
+
+    /// After the session must end: refuses what still comes, until everything is answered that was
+    /// in flight. Requests that are here already are all answered.
+    pub(crate) async fn refuse_the_rest(&mut self) {
+        if self.streaming {
+            return;
+        }
+        let answered = self.all_slots_but(0);
+        tokio::pin!(answered);
+        loop {
+            tokio::select! {
+                biased;
+                refused = self.refuse_next() => if refused.is_err() { return },
+                _ = &mut answered => return,
+            }
+        }
+    }
+
+    async fn refuse_next(&mut self) -> Result<(), Ended> {
+        self.skip_late().await?;
+        while self.ahead.len() < Request::BYTES {
+            self.read_late().await?;
+        }
+        let request = self.take_header()?;
+        if admit(&request, &self.context.negotiated) == Ok(Command::Disconnect) {
+            return Err(Ended::Left);
+        }
+        self.unwanted_bytes = request.payload_bytes().into();
+        self.skip_late().await?;
+        let text = "the export is going away";
+        self.context
+            .fail(request.cookie, ErrorCode::SHUTDOWN, text, None)
+            .await;
+        Ok(())
+    }
+
+    async fn skip_late(&mut self) -> Result<(), Ended> {
+        while self.unwanted_bytes > 0 {
+            if self.ahead.is_empty() {
+                self.read_late().await?;
+            }
+            let here = count(self.ahead.len()).min(self.unwanted_bytes);
+            self.unwanted_bytes -= here;
+            self.ahead
+                .advance(usize::try_from(here).expect("at most the buffer"));
+        }
+        Ok(())
+    }
+
+    async fn read_late(&mut self) -> Result<(), Ended> {
+        self.ahead.reserve(READ_AHEAD_BYTES);
+        let mut room = (&mut self.ahead).limit(READ_AHEAD_BYTES);
+        match self.socket.read_buf(&mut room).await? {
+            0 => Err(Ended::Left),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Waits, unless the session must end first.
+async fn or_end<E: Export, T>(
+    context: &Context<E>,
+    wait: impl Future<Output = T>,
+) -> Result<T, Ended> {
+    tokio::select! {
+        biased;
+        value = wait => Ok(value),
+        () = context.fate.ending() => Err(Ended::MustEnd),
+    }
+}
+
+fn count(len: usize) -> u64 {
+    u64::try_from(len).expect("lengths in memory fit in 64 bits")
+}

@@ -1,0 +1,86 @@
+//! The sending half of a connection.
+
+use std::io::{self, IoSlice};
+
+use bytes::Bytes;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::payload::Charge;
+use super::run::Fate;
+use crate::proto::Head;
+
+/// Replies that go out in one system call, at most.
+const BATCH: usize = 32;
+
+/// A part of a reply on its way to the socket, with the permits that are given back after it left.
+#[derive(Debug)]
+#[expect(dead_code, reason = "the permits are held, not read")]
+pub(crate) struct Outgoing {
+    /// Absent for the later parts of a payload that is streamed under one head.
+    pub(crate) head: Option<Head>,
+    pub(crate) payload: Bytes,
+    pub(crate) charge: Option<Charge>,
+    pub(crate) slot: Option<Slot>,
+}
+
+/// The place of a request among those in flight.
+pub(crate) type Slot = OwnedSemaphorePermit;
+
+/// Sends what is queued until the queue ends or the session is cut, then shuts the socket down.
+pub(crate) async fn write_replies<W: AsyncWrite + Unpin>(
+    mut socket: W,
+    mut queue: mpsc::Receiver<Outgoing>,
+    fate: Fate,
+) {
+    let mut batch = Vec::new();
+    let outcome = tokio::select! {
+        biased;
+        () = fate.is_cut() => Ok(()),
+        outcome = send_all(&mut socket, &mut queue, &mut batch) => outcome,
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "the client stopped reading");
+        fate.cut();
+    }
+    // Whoever still wants to reply learns at once that nobody listens.
+    drop(queue);
+    drop(batch);
+    // The peer may be gone already; there is nobody left to tell.
+    let _ = socket.shutdown().await;
+}
+
+async fn send_all<W: AsyncWrite + Unpin>(
+    socket: &mut W,
+    queue: &mut mpsc::Receiver<Outgoing>,
+    batch: &mut Vec<Outgoing>,
+) -> io::Result<()> {
+    while queue.recv_many(batch, BATCH).await > 0 {
+        send(socket, batch).await?;
+        batch.clear();
+    }
+    Ok(())
+}
+
+async fn send<W: AsyncWrite + Unpin>(socket: &mut W, batch: &[Outgoing]) -> io::Result<()> {
+    let mut slices = [IoSlice::new(&[]); 2 * BATCH];
+    let mut count = 0;
+    for reply in batch {
+        let head = reply.head.as_ref().map_or(&[][..], |head| head.as_bytes());
+        for part in [head, &reply.payload[..]] {
+            if !part.is_empty() {
+                slices[count] = IoSlice::new(part);
+                count += 1;
+            }
+        }
+    }
+    let mut rest = &mut slices[..count];
+    while !rest.is_empty() {
+        let sent = socket.write_vectored(rest).await?;
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut rest, sent);
+    }
+    socket.flush().await
+}
