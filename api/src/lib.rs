@@ -1,1 +1,23 @@
-//! Placeholder.
+//! HTTP in, HTTP out: the hub's REST API, and the hub as one running whole.
+//!
+//! ```text
+//! request ─▶ extract (typed input) ─▶ routes::<verb> ─▶ one Engine call ─▶ views ─▶ response
+//!                    └──────── error::Failure, in the body of its family ────────┘
+//! ```
+//!
+//! A route is five lines. What it must not know: SQL, paths of images, the NBD wire, qcow2.
+
+pub mod hub;
+pub mod limits;
+pub mod views;
+
+mod error;
+mod extract;
+mod openapi;
+mod routes;
+
+pub use openapi::document as openapi_document;
+pub use routes::router;
+
+/// The version that `/health` and `--version` tell.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

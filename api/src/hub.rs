@@ -1,0 +1,304 @@
+//! A whole hub in this process: database, NBD server and REST API, started and stopped as one.
+//!
+//! ```text
+//! start: check ─▶ bind NBD, bind HTTP ─▶ open the engine (recovers) ─▶ serve both ─▶ RunningHub
+//! stop:  no new HTTP, no new NBD ─▶ answer what is in flight ─▶ Engine::shutdown
+//! ```
+//!
+//! Both ports are bound before the engine opens, so a port that is taken costs nothing and the
+//! port given for port 0 is known when the engine learns what to advertise.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::{Clock, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock};
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{limits, router};
+
+/// Everything that `serve` can be told, after flags, environment, file and defaults were merged.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// State of this hub: the SQLite file and the default repository live here.
+    pub data_dir: PathBuf,
+    /// `sqlite:PATH`; `None` is `hub.db` in `data_dir`.
+    pub database: Option<String>,
+    /// Where REST listens; port 0 takes a free one.
+    pub api: SocketAddr,
+    /// Where NBD listens, at least one; TCP port 0 takes a free one.
+    pub nbd: Vec<ListenAddress>,
+    /// `HOST:PORT` that backup answers name; `None` is the first TCP listener of `nbd`.
+    pub nbd_advertise: Option<String>,
+    /// The node appliance.
+    pub sna_url: String,
+    /// What stored passwords are encrypted with: base64 of 32 bytes.
+    pub credential_key: Option<Secret>,
+    /// Allows listeners that other machines can reach while nothing authenticates them.
+    pub insecure: bool,
+}
+
+impl ServeConfig {
+    /// The defaults of `serve` with its state in `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            database: None,
+            api: SocketAddr::from((Ipv4Addr::LOCALHOST, 8082)),
+            nbd: vec![ListenAddress::Tcp(SocketAddr::from((
+                Ipv4Addr::LOCALHOST,
+                10809,
+            )))],
+            nbd_advertise: None,
+            sna_url: "http://127.0.0.1:9081".to_owned(),
+            credential_key: None,
+            insecure: false,
+        }
+    }
+
+    /// Like [`ServeConfig::new`] with free loopback ports: for the demo and tests.
+    #[must_use]
+    pub fn ephemeral(data_dir: impl Into<PathBuf>) -> Self {
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            api: any_port,
+            nbd: vec![ListenAddress::Tcp(any_port)],
+            ..Self::new(data_dir)
+        }
+    }
+
+    /// # Errors
+    /// [`StartError::Exposed`] for a listener that other machines can reach without `insecure`.
+    fn refuse_exposure(&self) -> Result<(), StartError> {
+        let nbd = self.nbd.iter().filter_map(|address| match address {
+            ListenAddress::Tcp(address) => Some(("nbd", *address)),
+            ListenAddress::Unix(_) => None,
+        });
+        let exposed = std::iter::once(("api", self.api))
+            .chain(nbd)
+            .find(|(_, address)| !address.ip().is_loopback());
+        match exposed {
+            Some((listener, address)) if !self.insecure => {
+                Err(StartError::Exposed { listener, address })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a hub did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener that other machines can reach, and nothing that authenticates them.
+    #[error(
+        "exposed listener: anyone who reaches this address could read and write backups; bind a loopback address, or say --insecure listener={listener} address={address}"
+    )]
+    Exposed {
+        /// `api` or `nbd`.
+        listener: &'static str,
+        /// What was asked for.
+        address: SocketAddr,
+    },
+    /// The configuration names no NBD listener.
+    #[error("no nbd listener configured")]
+    NoNbdListener,
+    /// Backup answers must name a TCP address, and there is none.
+    #[error("every nbd listener is a unix socket: --nbd-advertise must say what nodes connect to")]
+    NothingToAdvertise,
+    /// An address could not be bound.
+    #[error("bind address={address}")]
+    Bind {
+        /// What was asked for.
+        address: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The engine did not open: database, repository or recovery.
+    #[error("open the engine")]
+    Engine(#[source] engine::Error),
+}
+
+/// A hub that accepts on both ports. End it with [`RunningHub::stop`]: dropping it leaves the
+/// listeners' tasks behind.
+#[must_use]
+pub struct RunningHub {
+    engine: Engine,
+    api: SocketAddr,
+    nbd: Vec<ListenAddress>,
+    stop: CancellationToken,
+    http: JoinHandle<()>,
+    sessions: JoinSet<()>,
+}
+
+impl RunningHub {
+    /// The engine behind both ports.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Where REST listens, with the port that was given for port 0.
+    #[must_use]
+    pub fn api_address(&self) -> SocketAddr {
+        self.api
+    }
+
+    /// `http://HOST:PORT` of the REST API.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!("http://{}", self.api)
+    }
+
+    /// Where NBD listens, in the order of the configuration, with the ports that were given.
+    #[must_use]
+    pub fn nbd_addresses(&self) -> &[ListenAddress] {
+        &self.nbd
+    }
+
+    /// URI of the first NBD listener, without an export name.
+    #[must_use]
+    pub fn nbd_url(&self) -> String {
+        self.nbd.first().map(nbd_url).unwrap_or_default()
+    }
+
+    /// Ends in order: stops accepting, answers what is in flight (bounded by
+    /// [`limits::HTTP_DRAIN`] and [`limits::NBD_DRAIN`]), then [`Engine::shutdown`].
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: dropped midway, the engine may not have been shut down.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let sessions = async { while self.sessions.join_next().await.is_some() {} };
+        let (http_ended, nbd_ended) = tokio::join!(
+            tokio::time::timeout(limits::HTTP_DRAIN, &mut self.http),
+            tokio::time::timeout(limits::NBD_DRAIN, sessions),
+        );
+        if http_ended.is_err() {
+            tracing::warn!("http requests were still being answered; cut");
+            self.http.abort();
+        }
+        if nbd_ended.is_err() {
+            tracing::warn!("nbd sessions were still being answered; cut");
+            self.sessions.shutdown().await;
+        }
+        self.engine.shutdown().await;
+    }
+}
+
+/// Starts a hub; both ports accept when this returns.
+///
+/// # Errors
+/// [`StartError`]; nothing is left listening.
+///
+/// # Cancel safety
+/// Dropped before it returns, nothing is left listening.
+pub async fn start(config: ServeConfig) -> Result<RunningHub, StartError> {
+    start_with_clock(config, Arc::new(SystemClock)).await
+}
+
+/// [`start`] with the caller's clock.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with_clock(
+    config: ServeConfig,
+    clock: Arc<dyn Clock>,
+) -> Result<RunningHub, StartError> {
+    config.refuse_exposure()?;
+    let listeners = bind_nbd(&config.nbd).await?;
+    let nbd: Vec<_> = listeners.iter().map(Listener::local_address).collect();
+    let http = TcpListener::bind(config.api)
+        .await
+        .map_err(|source| bind_error(&config.api, source))?;
+    let api = http
+        .local_addr()
+        .map_err(|source| bind_error(&config.api, source))?;
+    let engine = Engine::open(engine_config(config, &nbd)?, Arc::clone(&clock))
+        .await
+        .map_err(StartError::Engine)?;
+
+    let stop = CancellationToken::new();
+    let mut sessions = JoinSet::new();
+    for listener in listeners {
+        let (engine, stop) = (engine.clone(), stop.clone());
+        sessions.spawn(async move { engine.serve_nbd(listener, stop).await });
+    }
+    let serve = axum::serve(http, router(engine.clone(), clock))
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    let http = tokio::spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(%error, "the http server ended");
+        }
+    });
+    Ok(RunningHub {
+        engine,
+        api,
+        nbd,
+        stop,
+        http,
+        sessions,
+    })
+}
+
+async fn bind_nbd(addresses: &[ListenAddress]) -> Result<Vec<Listener>, StartError> {
+    if addresses.is_empty() {
+        return Err(StartError::NoNbdListener);
+    }
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let listener = Listener::bind(address)
+            .await
+            .map_err(|source| bind_error(&nbd_url(address), source))?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn engine_config(config: ServeConfig, nbd: &[ListenAddress]) -> Result<EngineConfig, StartError> {
+    let nbd_advertise = match config.nbd_advertise {
+        Some(told) => told,
+        None => advertised(nbd).ok_or(StartError::NothingToAdvertise)?,
+    };
+    Ok(EngineConfig {
+        data_dir: config.data_dir,
+        database: config.database,
+        nbd_advertise,
+        node_url: config.sna_url,
+        credential_key: config.credential_key,
+    })
+}
+
+/// The first TCP listener; "any address" is no address to connect to, its loopback is.
+fn advertised(nbd: &[ListenAddress]) -> Option<String> {
+    nbd.iter().find_map(|address| match address {
+        ListenAddress::Tcp(address) if address.ip().is_unspecified() => {
+            let loopback: IpAddr = match address.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            Some(SocketAddr::new(loopback, address.port()).to_string())
+        }
+        ListenAddress::Tcp(address) => Some(address.to_string()),
+        ListenAddress::Unix(_) => None,
+    })
+}
+
+/// The NBD URI of a listener, without an export name (NBD URI specification).
+#[must_use]
+pub fn nbd_url(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => format!("nbd://{address}"),
+        ListenAddress::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
+    }
+}
+
+fn bind_error(address: &impl ToString, source: std::io::Error) -> StartError {
+    StartError::Bind {
+        address: address.to_string(),
+        source,
+    }
+}

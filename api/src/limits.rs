@@ -1,0 +1,17 @@
+//! Every bound of the HTTP side, with its reason.
+
+use std::time::Duration;
+
+/// Largest request body. The biggest legitimate one registers a VM with 256 disks (about 40 KiB);
+/// a body is held in memory whole, so the bound is the cost of one hostile request.
+pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// How long `stop` waits for HTTP requests that are being answered. A completion fsyncs within
+/// its request, and a slow disk may take this long; after that the process would look hung.
+pub const HTTP_DRAIN: Duration = Duration::from_secs(30);
+
+/// How long `stop` waits for NBD sessions that are being answered: one flush of a slow disk.
+pub const NBD_DRAIN: Duration = Duration::from_secs(60);
+
+/// How long a command line client waits for the hub to accept its connection.
+pub const CLIENT_CONNECT: Duration = Duration::from_secs(10);

@@ -1,0 +1,30 @@
+//! `GET /backups`.
+
+use axum::extract::State;
+
+use crate::error::{Backups, Refused};
+use crate::extract::{ListQuery, Params};
+use crate::routes::{Api, reply::Reply};
+use crate::views::{BackupListView, BackupsFailure};
+
+/// Backups that match every filter, newest first.
+#[utoipa::path(
+    get,
+    path = "/backups",
+    operation_id = "list_backups",
+    tag = "backups",
+    params(ListQuery),
+    responses(
+        (status = 200, body = BackupListView),
+        (status = 400, description = "limit or offset is no number", body = BackupsFailure),
+        (status = 404, description = "no such VM", body = BackupsFailure),
+    )
+)]
+pub(crate) async fn list(
+    State(api): State<Api>,
+    Params(query): Params<ListQuery>,
+) -> Result<Reply<BackupListView>, Refused<Backups>> {
+    let (filter, page) = query.check()?;
+    let backups = api.engine.backups(filter).await?;
+    Ok(Reply::ok(BackupListView::page(backups, page)))
+}
