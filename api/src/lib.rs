@@ -7,6 +7,7 @@
 //!
 //! A route is five lines. What it must not know: SQL, paths of images, the NBD wire, qcow2.
 
+pub mod cli;
 pub mod hub;
 pub mod limits;
 pub mod views;

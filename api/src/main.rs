@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The program `sendense-hub`.
+
+fn main() -> std::process::ExitCode {
+    api::cli::main()
+}

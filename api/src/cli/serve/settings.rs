@@ -1,0 +1,275 @@
+//! What `serve` can be told, and by whom: flag, then environment, then file, then default.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use engine::{ListenAddress, Secret};
+use serde::{Deserialize, Deserializer};
+
+use crate::hub::ServeConfig;
+
+/// Where sites of the legacy hub keep the key of stored passwords.
+const KEY_VARIABLE: &str = "MIGRATEKIT_CRED_ENCRYPTION_KEY";
+
+/// Every setting; absent means that this source says nothing.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// State of this hub; the SQLite file and the default repository live here
+    /// [default: ./sendense-data].
+    #[arg(long, env = "SENDENSE_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Where the database is: sqlite:PATH [default: sqlite:DIR/hub.db].
+    #[arg(long, env = "SENDENSE_DATABASE", value_name = "URL")]
+    database: Option<String>,
+
+    /// Where REST listens [default: 127.0.0.1:8082].
+    #[arg(long, env = "SENDENSE_API", value_name = "ADDR", value_parser = tcp)]
+    #[serde(deserialize_with = "tcp_key")]
+    api: Option<SocketAddr>,
+
+    /// Where NBD listens, HOST:PORT or unix:PATH; may be given several times
+    /// [default: 127.0.0.1:10809].
+    #[arg(long, env = "SENDENSE_NBD", value_name = "ADDR", value_delimiter = ',', value_parser = listen)]
+    #[serde(deserialize_with = "listen_key")]
+    nbd: Vec<Listen>,
+
+    /// What backup answers name as the NBD server [default: the first --nbd].
+    #[arg(long, env = "SENDENSE_NBD_ADVERTISE", value_name = "HOST:PORT")]
+    #[serde(alias = "nbd_advertise")]
+    nbd_advertise: Option<String>,
+
+    /// The node appliance [default: http://127.0.0.1:9081].
+    #[arg(long, env = "SENDENSE_SNA", value_name = "URL")]
+    sna: Option<String>,
+
+    /// Which logs to write, such as info or info,nbd_server=debug; lines for people on a
+    /// terminal, JSON otherwise [default: info].
+    #[arg(long, env = "SENDENSE_LOG", value_name = "FILTER")]
+    log: Option<String>,
+
+    /// File with the key that stored passwords are encrypted with, base64 of 32 bytes; the
+    /// environment variable MIGRATEKIT_CRED_ENCRYPTION_KEY may hold the key itself.
+    #[arg(long, env = "SENDENSE_CREDENTIAL_KEY_FILE", value_name = "FILE")]
+    #[serde(alias = "credential_key_file")]
+    credential_key_file: Option<PathBuf>,
+
+    /// Allow addresses that other machines can reach, although nothing authenticates them.
+    #[arg(long, env = "SENDENSE_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    insecure: Option<bool>,
+}
+
+impl Settings {
+    /// Reads the configuration file.
+    ///
+    /// # Errors
+    /// Names the line, and a key that is not a setting.
+    pub(crate) fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    /// These settings, and those of `weaker` where these say nothing.
+    pub(crate) fn or(self, weaker: Self) -> Self {
+        Self {
+            data: self.data.or(weaker.data),
+            database: self.database.or(weaker.database),
+            api: self.api.or(weaker.api),
+            nbd: match self.nbd.is_empty() {
+                true => weaker.nbd,
+                false => self.nbd,
+            },
+            nbd_advertise: self.nbd_advertise.or(weaker.nbd_advertise),
+            sna: self.sna.or(weaker.sna),
+            log: self.log.or(weaker.log),
+            credential_key_file: self.credential_key_file.or(weaker.credential_key_file),
+            insecure: self.insecure.or(weaker.insecure),
+        }
+    }
+
+    pub(crate) fn log_filter(&self) -> &str {
+        self.log.as_deref().unwrap_or("info")
+    }
+
+    /// The key of stored passwords: the file's, else the environment's.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn credential_key(&self) -> anyhow::Result<Option<Secret>> {
+        let text = match &self.credential_key_file {
+            Some(path) => {
+                let failed = || format!("read the credential key path={}", path.display());
+                Some(std::fs::read_to_string(path).with_context(failed)?)
+            }
+            None => std::env::var(KEY_VARIABLE).ok(),
+        };
+        Ok(text.map(|text| Secret::new(text.trim())))
+    }
+
+    /// What the hub is started with: defaults where nobody said anything.
+    pub(crate) fn into_config(self) -> ServeConfig {
+        let default = ServeConfig::new(self.data.unwrap_or_else(|| "sendense-data".into()));
+        ServeConfig {
+            database: self.database.or(default.database),
+            api: self.api.unwrap_or(default.api),
+            nbd: match self.nbd.is_empty() {
+                true => default.nbd,
+                false => self
+                    .nbd
+                    .into_iter()
+                    .map(|Listen(address)| address)
+                    .collect(),
+            },
+            nbd_advertise: self.nbd_advertise.or(default.nbd_advertise),
+            sna_url: self.sna.unwrap_or(default.sna_url),
+            insecure: self.insecure.unwrap_or(default.insecure),
+            data_dir: default.data_dir,
+            credential_key: default.credential_key,
+        }
+    }
+}
+
+/// An NBD address as it is written: `HOST:PORT` or `unix:PATH`.
+#[derive(Debug, Clone)]
+pub(crate) struct Listen(pub(crate) ListenAddress);
+
+impl PartialEq for Listen {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (ListenAddress::Tcp(one), ListenAddress::Tcp(two)) => one == two,
+            (ListenAddress::Unix(one), ListenAddress::Unix(two)) => one == two,
+            _ => false,
+        }
+    }
+}
+impl Eq for Listen {}
+
+/// Reads `HOST:PORT` or `unix:PATH`.
+pub(crate) fn listen(text: &str) -> Result<Listen, String> {
+    match text.strip_prefix("unix:") {
+        Some("") => Err("unix: needs a path".to_owned()),
+        Some(path) => Ok(Listen(ListenAddress::Unix(path.into()))),
+        None => tcp(text).map(|address| Listen(ListenAddress::Tcp(address))),
+    }
+}
+
+/// Reads `HOST:PORT`; a name stands for its first address.
+pub(crate) fn tcp(text: &str) -> Result<SocketAddr, String> {
+    text.to_socket_addrs()
+        .map_err(|error| format!("not HOST:PORT: {error}"))?
+        .next()
+        .ok_or_else(|| "the name has no address".to_owned())
+}
+
+fn tcp_key<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    tcp(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn listen_key<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Listen>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    let texts = match OneOrMore::deserialize(from)? {
+        OneOrMore::One(text) => vec![text],
+        OneOrMore::More(texts) => texts,
+    };
+    let parsed: Result<Vec<_>, _> = texts.iter().map(|text| listen(text)).collect();
+    parsed.map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{FromArgMatches as _, Parser};
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn flags(args: &[&str]) -> Settings {
+        let args = std::iter::once(&"serve").chain(args);
+        Program::try_parse_from(args).unwrap().settings
+    }
+
+    const FILE: &str = r#"
+        data = "/srv/hub"
+        api = "127.0.0.1:1"
+        nbd = ["127.0.0.1:2", "unix:/run/hub.sock"]
+        nbd-advertise = "hub:3"
+        sna = "http://node"
+        log = "debug"
+        credential-key-file = "/etc/hub.key"
+        insecure = true
+    "#;
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file = Settings::from_toml(FILE).unwrap();
+        let merged = flags(&["--api", "127.0.0.1:9", "--insecure=false"]).or(file.clone());
+        let config = merged.into_config();
+        assert_eq!(config.api.port(), 9);
+        assert!(!config.insecure);
+        assert_eq!(config.data_dir.to_str(), Some("/srv/hub"));
+        assert_eq!(config.nbd.len(), 2);
+        assert_eq!(config.nbd_advertise.as_deref(), Some("hub:3"));
+        assert_eq!(config.database, None);
+
+        let config = flags(&["--nbd", "127.0.0.1:7"]).or(file).into_config();
+        assert_eq!(config.nbd.len(), 1, "a flag replaces the list of the file");
+
+        let config = Settings::default().into_config();
+        assert_eq!(config.data_dir.to_str(), Some("sendense-data"));
+        assert_eq!(config.api.to_string(), "127.0.0.1:8082");
+        assert_eq!(config.sna_url, "http://127.0.0.1:9081");
+        assert!(!config.insecure);
+    }
+
+    #[test]
+    fn one_nbd_address_needs_no_list() {
+        let one = Settings::from_toml(r#"nbd = "unix:/run/hub.sock""#).unwrap();
+        assert_eq!(one.nbd, [listen("unix:/run/hub.sock").unwrap()]);
+    }
+
+    #[test]
+    fn a_wrong_key_or_value_is_named() {
+        let check = |text: &str, named: &str| {
+            let error = Settings::from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{text}: {error}");
+        };
+        check("daata = \"x\"", "daata");
+        check("api = \"nowhere\"", "HOST:PORT");
+        check("nbd = [\"unix:\"]", "needs a path");
+        check("insecure = 3", "insecure");
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_variable() {
+        let command = <Program as clap::CommandFactory>::command();
+        for flag in command.get_arguments().filter(|a| a.get_id() != "help") {
+            let name = flag.get_long().unwrap().to_uppercase().replace('-', "_");
+            let variable = flag.get_env().map(|v| v.to_string_lossy().into_owned());
+            assert_eq!(variable, Some(format!("SENDENSE_{name}")));
+        }
+        let matches = command.get_matches_from(["serve"]);
+        Program::from_arg_matches(&matches).unwrap();
+    }
+
+    #[test]
+    fn every_flag_is_a_key_of_the_file() {
+        let command = <Program as clap::CommandFactory>::command();
+        let file: toml::Table = FILE.parse().unwrap();
+        for flag in command.get_arguments().filter(|a| a.get_id() != "help") {
+            let key = flag.get_long().unwrap();
+            assert!(file.contains_key(key) || key == "database", "{key}");
+        }
+        Settings::from_toml("database = \"sqlite:/x\"").unwrap();
+    }
+}
