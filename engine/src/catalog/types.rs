@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::id::{BackupId, ChangeId, DeviceKey, DiskIndex, ExportName, RepositoryId, VmContextId};
+use crate::id::{BackupId, DeviceKey, DiskIndex, ExportName, RepositoryId, VmContextId};
 use crate::model::{
     Backup, BackupDisk, BackupType, Credential, DeclaredParent, DiskCounters, FullReason, Transfer,
 };
@@ -155,6 +155,3 @@ pub struct ChainPoint {
     /// The disk.
     pub disk: BackupDisk,
 }
-
-/// A change id with the backup that was taken at it.
-pub(crate) type Base = (BackupId, ChangeId);

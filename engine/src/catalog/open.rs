@@ -1,0 +1,148 @@
+//! Opening and closing the database.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+use crate::error::{Error, ErrorKind};
+use crate::limits::{DATABASE_ACQUIRE_TIMEOUT_MS, DATABASE_BUSY_TIMEOUT_MS, DATABASE_READERS_MAX};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("src/catalog/migrations/sqlite");
+
+/// The database of a hub. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// The only connection that writes: writers queue here, in order, and never meet a locked database.
+    writer: SqlitePool,
+    reader: SqlitePool,
+}
+
+impl Catalog {
+    /// Opens the database at `url` (`sqlite:PATH`), creating the file (readable by its owner only, because it holds
+    /// encrypted passwords) and bringing its tables up to date.
+    ///
+    /// A commit is on the disk when a call returns: the catalog has to survive a loss of power.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) for any other kind of URL, [`Invalid`](ErrorKind::Invalid) for an empty or in-memory path,
+    /// [`Corrupt`](ErrorKind::Corrupt) for a file that is no catalog of this or an earlier version,
+    /// [`Unavailable`](ErrorKind::Unavailable) if the file cannot be opened.
+    pub async fn open(url: &str) -> Result<Self, Error> {
+        let path = database_path(url)?;
+        create_private_file(&path)?;
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(false)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_millis(DATABASE_BUSY_TIMEOUT_MS));
+        let writer = pool_options(1).connect_with(options.clone()).await?;
+        MIGRATIONS
+            .run(&writer)
+            .await
+            .map_err(|source| migration_error(&path, source))?;
+        let reader = pool_options(DATABASE_READERS_MAX)
+            .connect_with(options.read_only(true))
+            .await?;
+        Ok(Self { writer, reader })
+    }
+
+    /// Waits for running statements and closes every connection. Later calls fail as unavailable.
+    pub async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+
+    /// Whether the database answers, on both ways in.
+    ///
+    /// # Errors
+    /// [`Unavailable`](ErrorKind::Unavailable) if it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        for pool in [&self.reader, &self.writer] {
+            sqlx::query("SELECT COUNT(*) FROM backup_repositories")
+                .execute(pool)
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn reader(&self) -> &SqlitePool {
+        &self.reader
+    }
+
+    /// A transaction that holds the write lock from its start, so that what it reads stays true until it commits.
+    pub(super) async fn write(&self) -> Result<Transaction<'static, Sqlite>, Error> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+}
+
+fn pool_options(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_millis(DATABASE_ACQUIRE_TIMEOUT_MS))
+}
+
+fn database_path(url: &str) -> Result<PathBuf, Error> {
+    // The URL may hold a password, so an error shows only its scheme.
+    let Some((scheme, rest)) = url.split_once(':') else {
+        return Err(Error::invalid(
+            "malformed database url",
+            "expected sqlite:PATH",
+        ));
+    };
+    match scheme {
+        "sqlite" => {}
+        "mysql" | "mariadb" => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "database not supported",
+                format!(
+                    "MariaDB is coming, this build has SQLite only, use sqlite:PATH scheme={scheme}"
+                ),
+            ));
+        }
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "database not supported",
+                format!("use sqlite:PATH; MariaDB is coming scheme={scheme:?}"),
+            ));
+        }
+    }
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if path.is_empty() || path == ":memory:" {
+        return Err(Error::invalid(
+            "malformed database url",
+            "sqlite: needs the path of a file",
+        ));
+    }
+    Ok(PathBuf::from(path))
+}
+
+/// Makes the file before SQLite does, which would make it readable by everybody. SQLite gives its companions (`-wal`,
+/// `-shm`) the same mode.
+fn create_private_file(path: &Path) -> Result<(), Error> {
+    let opened = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path);
+    opened.map(drop).map_err(|source| {
+        let details = format!("cannot open the database file path={}", path.display());
+        Error::new(ErrorKind::Unavailable, "database error", details).with_source(source)
+    })
+}
+
+fn migration_error(path: &Path, source: sqlx::migrate::MigrateError) -> Error {
+    let details = format!("cannot bring the tables up to date path={}", path.display());
+    match source {
+        sqlx::migrate::MigrateError::Execute(source) => Error::from(source),
+        other => Error::corrupt("database error", details).with_source(other),
+    }
+}
