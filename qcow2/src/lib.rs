@@ -66,6 +66,13 @@ pub struct Error {
     kind: ErrorKind,
 }
 impl Error {
+    /// For errors made outside of this crate, by an [`Opener`].
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
@@ -201,6 +208,8 @@ pub struct OpenedBacking {
     pub storage: Arc<dyn Storage>,
     pub identity: String,
     pub format: BackingFormat,
+    /// The sealed hash sidecar of the layer, where the caller knows one.
+    pub sidecar: Option<Arc<dyn Storage>>,
 }
 
 /// base..tip, read-only, flattened into one extent map: read cost does not grow with depth.
