@@ -8,6 +8,7 @@
 //! [`backup()`] does the whole thing. [`nbd`] is a small NBD client for others.
 
 mod backup;
+pub mod cli;
 mod error;
 mod hub;
 mod limits;

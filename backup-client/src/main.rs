@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! `sendense-backup-client`: the command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backup_client::cli::main()
+}
