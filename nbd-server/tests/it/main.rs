@@ -1,0 +1,11 @@
+//! The crate from outside: the pure protocol by tables and properties, sessions over a pipe.
+
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod handshake;
+mod peer;
+mod replies;
+mod requests;
+mod session;
+mod vectors;
+mod withdrawal;
