@@ -1,6 +1,7 @@
 //! The whole client against a hub of a few lines and a real NBD server.
 #![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
 
+mod cli;
 mod fake_hub;
 mod nbd;
 
