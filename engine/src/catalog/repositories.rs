@@ -22,11 +22,11 @@ struct RepositoryRow {
 }
 
 impl Catalog {
-    /// Makes the repository, unless it is there with the same path.
+    /// Makes the repository, or gives it the path if it has another one: a default repository moves with its data folder.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) for an unusable name or path, [`Conflict`](crate::ErrorKind::Conflict) if the id has
-    /// another path, or the name is taken.
+    /// [`Invalid`](crate::ErrorKind::Invalid) for an unusable name or path, [`Conflict`](crate::ErrorKind::Conflict) if the name is
+    /// taken.
     pub async fn ensure_repository(
         &self,
         repository: &NewLocalRepository,
@@ -42,15 +42,20 @@ impl Catalog {
         }
         let mut tx = self.write().await?;
         if let Some(row) = find(&mut tx, &repository.id).await? {
-            let found = RepositorySummary::try_from(row)?;
-            if found.path == repository.path {
-                return Ok(found);
+            let mut found = RepositorySummary::try_from(row)?;
+            if found.path != repository.path {
+                sqlx::query(
+                    "UPDATE backup_repositories SET config = json_set(config, '$.path', ?), updated_at = ? WHERE id = ?",
+                )
+                .bind(&repository.path)
+                .bind(to_text(now))
+                .bind(repository.id.as_str())
+                .execute(&mut *tx)
+                .await?;
+                tx.commit().await?;
+                found.path.clone_from(&repository.path);
             }
-            let details = format!(
-                "id={} path={:?} wanted={:?}",
-                found.id, found.path, repository.path
-            );
-            return Err(Error::conflict("repository has another path", details));
+            return Ok(found);
         }
         let config = serde_json::json!({ "path": repository.path }).to_string();
         sqlx::query(
@@ -81,6 +86,20 @@ impl Catalog {
             .await?
             .ok_or_else(|| unknown(id))?
             .try_into()
+    }
+
+    /// Every image path that a row of this repository records, in whatever state: what a sweep must not touch.
+    ///
+    /// # Errors
+    /// As any call to the database.
+    pub async fn image_paths(&self, id: &RepositoryId) -> Result<Vec<String>, Error> {
+        Ok(sqlx::query_scalar(
+            "SELECT d.qcow2_path FROM backup_disks d JOIN backup_jobs j ON j.id = d.backup_job_id \
+             WHERE j.repository_id = ? AND d.qcow2_path IS NOT NULL",
+        )
+        .bind(id.as_str())
+        .fetch_all(self.reader())
+        .await?)
     }
 
     /// Every repository, by name.

@@ -51,7 +51,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Invalid`](crate::ErrorKind::Invalid) as [`NewVm::check`], and for an unknown credential; [`Conflict`](crate::ErrorKind::Conflict) if name and
-    /// hypervisor id belong to different VMs, or the inventory is full.
+    /// hypervisor id belong to different VMs.
     pub async fn register_vm(&self, vm: &NewVm, now: Timestamp) -> Result<(Vm, bool), Error> {
         let keys = vm.check()?;
         let mut tx = self.write().await?;
@@ -198,13 +198,6 @@ async fn find_registered(tx: &mut SqliteConnection, vm: &NewVm) -> Result<Option
 }
 
 async fn insert_vm(tx: &mut SqliteConnection, vm: &NewVm, now: Timestamp) -> Result<String, Error> {
-    let registered: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM vm_replication_contexts")
-        .fetch_one(&mut *tx)
-        .await?;
-    if registered >= i64::from(INVENTORY_ROWS_MAX) {
-        let details = format!("vms={registered} max={INVENTORY_ROWS_MAX}");
-        return Err(Error::conflict("the inventory is full", details));
-    }
     let id = free_vm_id(tx, &vm.vm_name, now).await?;
     sqlx::query(
         "INSERT INTO vm_replication_contexts (context_id, vm_name, vm_path, vmware_vm_id, vcenter_host, datacenter, \

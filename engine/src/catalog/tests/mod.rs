@@ -13,7 +13,7 @@ use std::future::Future;
 use super::*;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
-use crate::id::{BackupId, ChangeId, DeviceKey, DiskIndex, ExportName, RepositoryId};
+use crate::id::{BackupId, ChangeId, DiskIndex, ExportName, RepositoryId};
 use crate::model::*;
 
 /// Declares each function of a module as a test on a fresh SQLite catalog.
