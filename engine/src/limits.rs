@@ -62,3 +62,48 @@ pub const DATABASE_BUSY_TIMEOUT_MS: u64 = 10_000;
 
 /// How long a call waits for a free connection, in milliseconds, before the database counts as unavailable.
 pub const DATABASE_ACQUIRE_TIMEOUT_MS: u64 = 30_000;
+
+/// Longest piece of a file name that comes from a name in the inventory, in bytes: with the rest of an image's name it
+/// stays below the 255 bytes that filesystems take.
+pub const NAME_COMPONENT_BYTES_MAX: usize = 100;
+
+/// Most images of one disk that may be named within one second. Two happen when a backup is repeated at once.
+pub const IMAGES_PER_SECOND_MAX: u32 = 100;
+
+/// Size of a cluster of an image, in bytes: what qemu-img makes, and what legacy chains have.
+pub const IMAGE_CLUSTER_BYTES: u32 = 64 << 10;
+
+/// Most files that a walk through a repository looks at: 40 000 VMs with hundreds of points would stay below it, and
+/// the list of names still fits memory.
+pub const REPOSITORY_FILES_MAX: usize = 10_000_000;
+
+/// Most devices that are served at once: every disk of the largest VM, for many VMs at a time.
+pub const EXPORTS_MAX: usize = 16_384;
+
+/// Longest range whose extents are looked up for one question, in bytes. The protocol allows an answer for a prefix,
+/// and at 64 KiB clusters this is 16 384 runs at worst.
+pub const EXTENT_QUERY_BYTES_MAX: u64 = 1 << 30;
+
+/// How long a call to a node may take to connect, in seconds: it is on the same host or behind a tunnel.
+pub const NODE_CONNECT_TIMEOUT_S: u64 = 10;
+
+/// How long a call to a node may take in all, in seconds: it answers once its client is started, but hypervisors behind
+/// it were seen to need 17 seconds.
+pub const NODE_CALL_TIMEOUT_S: u64 = 60;
+
+/// How much of a node's refusal an error repeats, in bytes.
+pub const NODE_ANSWER_BYTES_MAX: usize = 512;
+
+/// How much is read at a time while a device is copied or compared, in bytes: large enough for a disk to stream, small
+/// enough for the processor's cache.
+pub const COPY_PIECE_BYTES: usize = 1 << 20;
+
+/// Blocks of zeroes of this size are left out of a raw copy, in bytes.
+pub const SPARSE_BLOCK_BYTES: usize = 64 << 10;
+
+/// Most runs that a map lists: a few hundred megabytes of memory; only tiny clusters or a badly broken up disk reach it.
+pub const MAP_EXTENTS_MAX: usize = 4 << 20;
+
+/// Least free space of a repository for a backup to start, in bytes: enough for the tables of empty images. How much data
+/// will come nobody knows.
+pub const REPOSITORY_RESERVE_BYTES: u64 = 4 << 20;

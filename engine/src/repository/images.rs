@@ -1,0 +1,426 @@
+//! The life of an image file: created partial, sealed, published, or discarded.
+//!
+//! ```text
+//! create ──▶ .partial ──seal──▶ .partial, durable, with its manifest ──publish──▶ final names, durable
+//!                └───────────────────────discard──────────────────────────────────────┘
+//! ```
+//! Every step may be repeated: recovery runs the same ones.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use qcow2::{
+    BackingFormat, BackingName, Chain, CreateOptions, FileStorage, Image, ImageInfo, Seal, Storage,
+};
+
+use super::error::{file_error, image_error};
+use super::layout::ImagePath;
+use super::manifest::Manifest;
+use super::opener::RepositoryOpener;
+use super::root::{Root, Space};
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::id::{BackupId, DiskIndex, VmContextId};
+use crate::limits::{IMAGE_CLUSTER_BYTES, IMAGES_PER_SECOND_MAX};
+
+/// Puts something between an image and its file; tests make it fail.
+pub(crate) type StorageWrapper = dyn Fn(Arc<dyn Storage>) -> Arc<dyn Storage> + Send + Sync;
+
+/// Image files below one folder. All methods block.
+pub(crate) struct Repository {
+    root: Root,
+    wrapper: Option<Arc<StorageWrapper>>,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where an image stands, and what its header says about the point it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ImageState {
+    /// Neither a partial nor a published file is there.
+    Missing,
+    /// Still partial; sealed if a seal is given.
+    Partial(Option<Seal>),
+    /// Under its final name.
+    Published(Option<Seal>),
+}
+
+/// Which files of an image are removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Discard {
+    /// Those that were never published. A published file under the row of a running backup is not ours to explain: the
+    /// database may be older than the files.
+    Partial,
+    /// All of them; a published image only if its seal says that it is of this backup.
+    Everything(BackupId),
+}
+
+impl Repository {
+    /// Opens the folder, making it where it is missing.
+    pub(crate) fn open_or_create(
+        path: &Path,
+        wrapper: Option<Arc<StorageWrapper>>,
+    ) -> Result<Self, Error> {
+        let root = Root::open_or_create(path).map_err(|error| {
+            file_error(
+                "failed to open repository",
+                format!("path={}", path.display()),
+                error,
+            )
+        })?;
+        Ok(Self { root, wrapper })
+    }
+
+    /// The folder's absolute name.
+    pub(crate) fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The absolute name of a published image, for people and tools.
+    pub(crate) fn absolute(&self, image: &ImagePath) -> String {
+        self.root
+            .path()
+            .join(image.published())
+            .display()
+            .to_string()
+    }
+
+    /// Reads a recorded image name: relative to the repository, or absolute inside it.
+    pub(crate) fn parse(&self, recorded: &str) -> Result<ImagePath, Error> {
+        ImagePath::parse(self.root.path(), recorded)
+            .map_err(|error| Error::corrupt("recorded image path is not usable", error.to_string()))
+    }
+
+    /// A name for a new image that neither a published nor a partial file has.
+    pub(crate) fn free_image_path(
+        &self,
+        vm_context: &VmContextId,
+        vm_name: &str,
+        disk: DiskIndex,
+        at: Timestamp,
+    ) -> Result<ImagePath, Error> {
+        for attempt in 0..IMAGES_PER_SECOND_MAX {
+            let suffix = (attempt > 0).then_some(attempt);
+            let image = ImagePath::new(vm_context, vm_name, disk, at, suffix);
+            let taken = self
+                .root
+                .exists(image.published())
+                .and_then(|published| Ok(published || self.root.exists(&image.partial())?));
+            match taken {
+                Ok(false) => return Ok(image),
+                Ok(true) => {}
+                Err(error) => {
+                    let details = format!("image={}", image.published());
+                    return Err(file_error(
+                        "failed to look for an image name",
+                        details,
+                        error,
+                    ));
+                }
+            }
+        }
+        Err(Error::conflict(
+            "no free image name",
+            format!("vm_name={vm_name} disk={disk} limit={IMAGES_PER_SECOND_MAX}"),
+        ))
+    }
+
+    /// Makes an empty partial image, on top of a published one if `parent` is given. The file is locked against every
+    /// other process that asks with `flock`, for as long as the image is open.
+    pub(crate) fn create_image(
+        &self,
+        image: &ImagePath,
+        virtual_size_bytes: u64,
+        parent: Option<&ImagePath>,
+    ) -> Result<Arc<Image>, Error> {
+        let what = "failed to create image";
+        let details = || format!("image={}", image.partial());
+        let below = parent
+            .map(|parent| self.open_chain(parent).map(Arc::new))
+            .transpose()?;
+        let file = self
+            .root
+            .create_file(&image.partial())
+            .map_err(|e| file_error(what, details(), e))?;
+        lock(&file).map_err(|error| file_error(what, details(), error))?;
+        let mut storage: Arc<dyn Storage> = Arc::new(FileStorage::new(file));
+        if let Some(wrapper) = &self.wrapper {
+            storage = wrapper(storage);
+        }
+        let options = CreateOptions {
+            virtual_size_bytes,
+            cluster_size_bytes: IMAGE_CLUSTER_BYTES,
+            backing: parent.map(|parent| BackingName {
+                name: image.backing_name_of(parent),
+                format: Some(BackingFormat::Qcow2),
+            }),
+        };
+        let created = Image::create(storage, &options, below)
+            .map_err(|error| image_error(what, details(), error))?;
+        Ok(Arc::new(created))
+    }
+
+    /// Makes an image complete and durable under its partial name, with its seal and its manifest. The image takes no
+    /// writes afterwards. `manifest` is asked after the seal, when the size of the file is final.
+    pub(crate) fn seal_image(
+        &self,
+        path: &ImagePath,
+        image: &Image,
+        seal: &Seal,
+        manifest: impl FnOnce(&ImageInfo) -> Manifest,
+    ) -> Result<(), Error> {
+        let what = "failed to seal image";
+        let details = || format!("image={}", path.partial());
+        image
+            .flush()
+            .map_err(|error| image_error(what, details(), error))?;
+        image
+            .seal(seal)
+            .map_err(|error| image_error(what, details(), error))?;
+        let text = manifest(&image.info()).to_json().map_err(|error| {
+            Error::internal("failed to write manifest", details()).with_source(error)
+        })?;
+        self.write_durable(&path.manifest_partial(), &text)
+            .and_then(|()| self.root.sync_directory(path.directory()))
+            .map_err(|error| file_error(what, details(), error))
+    }
+
+    /// Gives a sealed image and what stands beside it their final names, durably. The image comes last: once it has its
+    /// name, everything has. An image that is published already is fine.
+    pub(crate) fn publish_image(&self, path: &ImagePath) -> Result<(), Error> {
+        let names = [
+            (path.hashes_partial(), path.hashes(), Needed::IfThere),
+            (path.manifest_partial(), path.manifest(), Needed::Always),
+            (path.partial(), path.published().to_owned(), Needed::Always),
+        ];
+        let published = names
+            .iter()
+            .try_for_each(|(from, to, needed)| self.rename_once(from, to, *needed));
+        published
+            .and_then(|()| self.root.sync_directory(path.directory()))
+            .map_err(|error| {
+                file_error(
+                    "failed to publish image",
+                    format!("image={}", path.published()),
+                    error,
+                )
+            })
+    }
+
+    /// Removes files of an image, durably, and folders that are empty then. What is gone already is fine.
+    pub(crate) fn discard_image(&self, path: &ImagePath, what: &Discard) -> Result<(), Error> {
+        let partial = [
+            path.partial(),
+            path.manifest_partial(),
+            path.hashes_partial(),
+        ];
+        let published = [path.published().to_owned(), path.manifest(), path.hashes()];
+        let ours = match what {
+            Discard::Partial => false,
+            Discard::Everything(backup) => self.is_of(path, backup)?,
+        };
+        let more = if ours {
+            &published[..]
+        } else {
+            &published[..0]
+        };
+        let mut removed = false;
+        for name in partial.iter().chain(more) {
+            removed |= self.root.remove(name).map_err(|error| {
+                file_error("failed to remove image", format!("file={name}"), error)
+            })?;
+        }
+        if removed {
+            self.root
+                .sync_directory(path.directory())
+                .map_err(|error| {
+                    file_error(
+                        "failed to remove image",
+                        format!("image={}", path.published()),
+                        error,
+                    )
+                })?;
+        }
+        self.root.remove_directory_if_empty(path.directory());
+        if let Some((vm_directory, _)) = path.directory().rsplit_once('/') {
+            self.root.remove_directory_if_empty(vm_directory);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing but files of `backup` has the published names of an image.
+    fn is_of(&self, path: &ImagePath, backup: &BackupId) -> Result<bool, Error> {
+        match self.image_state(path)? {
+            ImageState::Published(Some(seal)) if seal.point_id == backup.as_str() => Ok(true),
+            ImageState::Published(_) => {
+                tracing::error!(image = path.published(), %backup, "kept an image that is not of this backup");
+                Ok(false)
+            }
+            ImageState::Partial(_) | ImageState::Missing => Ok(true),
+        }
+    }
+
+    /// Where an image stands on the disk.
+    pub(crate) fn image_state(&self, path: &ImagePath) -> Result<ImageState, Error> {
+        if let Some(file) = self.open_if_there(path.published())? {
+            return Ok(ImageState::Published(self.seal_of(file, path.published())?));
+        }
+        if let Some(file) = self.open_if_there(&path.partial())? {
+            return Ok(ImageState::Partial(self.seal_of(file, &path.partial())?));
+        }
+        Ok(ImageState::Missing)
+    }
+
+    /// Makes sure that a published image is the one of `backup`: its seal says so. Images of legacy hubs have no seal.
+    pub(crate) fn expect_point(&self, path: &ImagePath, backup: &BackupId) -> Result<(), Error> {
+        match self.image_state(path)? {
+            ImageState::Published(Some(seal)) if seal.point_id != backup.as_str() => {
+                Err(Error::corrupt(
+                    "image belongs to another backup",
+                    format!(
+                        "image={} expected={backup} found={}",
+                        path.published(),
+                        seal.point_id
+                    ),
+                ))
+            }
+            ImageState::Published(_) => Ok(()),
+            ImageState::Missing | ImageState::Partial(_) => Err(Error::corrupt(
+                "image file is missing",
+                format!("image={} backup_id={backup}", path.published()),
+            )),
+        }
+    }
+
+    /// Opens a published point: its image and everything below.
+    pub(crate) fn open_chain(&self, path: &ImagePath) -> Result<Chain, Error> {
+        let what = "failed to open image";
+        let details = || format!("image={}", path.published());
+        let file = self
+            .root
+            .open_file(path.published())
+            .map_err(|error| match error.kind() {
+                // The catalog says that it is there.
+                io::ErrorKind::NotFound => {
+                    Error::corrupt("image file is missing", details()).with_source(error)
+                }
+                _ => file_error(what, details(), error),
+            })?;
+        let opener = RepositoryOpener::new(&self.root);
+        let storage = Arc::new(FileStorage::new(file));
+        Chain::open(storage, path.published(), BackingFormat::Qcow2, &opener)
+            .map_err(|error| image_error(what, details(), error))
+    }
+
+    /// Bytes that an image file takes on disk.
+    pub(crate) fn allocated_bytes(&self, name: &str) -> Result<u64, Error> {
+        let file = self.root.open_file(name);
+        let facts = file.and_then(|file| file.metadata());
+        let facts = facts.map_err(|error| {
+            file_error("failed to look at image", format!("file={name}"), error)
+        })?;
+        Ok(std::os::unix::fs::MetadataExt::blocks(&facts).saturating_mul(BLOCK_BYTES))
+    }
+
+    /// Space of the filesystem below.
+    pub(crate) fn space(&self) -> Result<Space, Error> {
+        let path = || format!("path={}", self.path().display());
+        self.root
+            .space()
+            .map_err(|error| file_error("failed to look at free space", path(), error))
+    }
+
+    /// The folder, for the sweep.
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The seal in the header of a file, or nothing if it is not a whole image (a crash while it was written).
+    fn seal_of(&self, file: File, name: &str) -> Result<Option<Seal>, Error> {
+        let opener = RepositoryOpener::new(&self.root);
+        let storage = Arc::new(FileStorage::new(file));
+        match Chain::open(storage, name, BackingFormat::Qcow2, &opener) {
+            Ok(chain) => Ok(chain
+                .layers()
+                .into_iter()
+                .next()
+                .and_then(|(_, info)| info.seal)),
+            Err(error) if error.kind() == qcow2::ErrorKind::Io => Err(image_error(
+                "failed to read image",
+                format!("file={name}"),
+                error,
+            )),
+            Err(error) => {
+                tracing::warn!(file = name, %error, "an image cannot be opened");
+                Ok(None)
+            }
+        }
+    }
+
+    fn open_if_there(&self, name: &str) -> Result<Option<File>, Error> {
+        match self.root.open_file(name) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(file_error(
+                "failed to open image",
+                format!("file={name}"),
+                error,
+            )),
+        }
+    }
+
+    /// Renames unless it has been done before.
+    fn rename_once(&self, from: &str, to: &str, needed: Needed) -> io::Result<()> {
+        if self.root.exists(from)? {
+            return self.root.rename(from, to);
+        }
+        if needed == Needed::IfThere || self.root.exists(to)? {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("neither name exists, from={from} to={to}"),
+        ))
+    }
+
+    /// Writes a small file of ours, replacing one that an earlier attempt left.
+    fn write_durable(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.root.remove(name)?;
+        let mut file = self.root.create_file(name)?;
+        file.write_all(content)?;
+        file.sync_all()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needed {
+    Always,
+    IfThere,
+}
+
+/// Unit of `st_blocks` (POSIX: sys/stat.h on Linux).
+const BLOCK_BYTES: u64 = 512;
+
+/// Takes the whole-file lock of `flock`, which lives as long as the open file. qemu's own byte-range locks do not see it;
+/// a file that ends in `.partial` is not one that people hand to qemu.
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => Err(io::Error::other(
+            "another process holds the lock on the file",
+        )),
+        // Some network filesystems know no locks; O_EXCL has already made the file ours.
+        Err(std::fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+            Ok(())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
