@@ -1,0 +1,119 @@
+//! One device that is being served, whatever it stands for.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::device::{Device, DeviceError};
+use super::gate::Gate;
+use crate::id::DiskIndex;
+
+/// The first error after which a disk of a running backup cannot become a good image.
+#[derive(Debug, Clone)]
+pub(crate) struct StorageFailure {
+    /// Which disk of the backup.
+    pub(crate) disk: DiskIndex,
+    /// What happened.
+    pub(crate) error: DeviceError,
+}
+
+/// Tells the owner of an export about the first fatal error.
+#[derive(Debug, Clone)]
+pub(crate) struct FailureReport {
+    /// Which disk of the backup.
+    pub(crate) disk: DiskIndex,
+    /// Has room for one message per disk, so that telling never waits.
+    pub(crate) channel: mpsc::Sender<StorageFailure>,
+}
+
+/// A device, its current writer generation, and its end.
+///
+/// ```text
+/// serving ──stop_requests──▶ fenced (every later request: ESHUTDOWN) ──withdraw──▶ sessions end
+/// ```
+pub(crate) struct LiveExport {
+    device: Arc<dyn Device>,
+    /// What clients see; at most the device's size, which may be rounded up to whole sectors.
+    size_bytes: u64,
+    /// Sessions keep the gate that was current when they opened: closing it fences exactly those.
+    generation: Mutex<Arc<Gate>>,
+    failure: OnceLock<DeviceError>,
+    report: Option<FailureReport>,
+    withdrawn: CancellationToken,
+}
+
+impl LiveExport {
+    /// Serves the first `size_bytes` of `device`. `report`, if given, is told of the first fatal error.
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        size_bytes: u64,
+        report: Option<FailureReport>,
+    ) -> Self {
+        Self {
+            size_bytes: size_bytes.min(device.size_bytes()),
+            device,
+            generation: Mutex::default(),
+            failure: OnceLock::new(),
+            report,
+            withdrawn: CancellationToken::new(),
+        }
+    }
+
+    /// The device that is served.
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Size that clients see.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The gate that a session opened now has to pass with each request.
+    pub(crate) fn current_generation(&self) -> Arc<Gate> {
+        Arc::clone(
+            &self
+                .generation
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Stops requests for good: what is in flight ends, what comes later is answered ESHUTDOWN and never applied.
+    /// Connections stay open. Idempotent.
+    pub(crate) async fn stop_requests(&self) {
+        self.current_generation().close_and_drain().await;
+    }
+
+    /// Ends the sessions. Idempotent.
+    pub(crate) fn withdraw(&self) {
+        self.withdrawn.cancel();
+    }
+
+    /// Resolves when [`withdraw`](Self::withdraw) was called.
+    pub(crate) fn withdrawn(&self) -> &CancellationToken {
+        &self.withdrawn
+    }
+
+    /// The first fatal error, if there was one.
+    pub(crate) fn failure(&self) -> Option<&DeviceError> {
+        self.failure.get()
+    }
+
+    /// Remembers the first fatal error and tells the owner once.
+    pub(crate) fn note(&self, error: &DeviceError) {
+        if !error.fatal || self.failure.set(error.clone()).is_err() {
+            return;
+        }
+        tracing::error!(%error, "storage failed under an export");
+        if let Some(report) = &self.report {
+            let failure = StorageFailure {
+                disk: report.disk,
+                error: error.clone(),
+            };
+            // The owner may be gone (the job ended); then nobody needs to know.
+            let _ = report.channel.try_send(failure);
+        }
+    }
+}
