@@ -81,6 +81,7 @@ pub(super) fn source(path: PathBuf, format: Option<Format>) -> Source {
     Source {
         path,
         format: format.map(ImageFormat::from),
+        roots: Vec::new(),
     }
 }
 

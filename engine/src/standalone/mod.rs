@@ -1,0 +1,21 @@
+//! Work on image files without a hub: what `sendense-hub export` and `sendense-hub image …` do. No catalog, no repository.
+
+mod copy;
+mod discard;
+mod files;
+mod image;
+mod serve;
+mod source;
+
+pub use image::{
+    CheckReport, ConvertImage, Converted, CreateImage, ImageFacts, MapExtent, check, compare,
+    convert, create, info, map,
+};
+pub use serve::{Device, NamedDevice, Server, serve};
+pub use source::{ImageFormat, Source};
+
+pub(crate) use copy::{compare_devices, copy_data};
+pub(crate) use files::{NewFile, RawFile};
+
+#[cfg(test)]
+mod tests;
