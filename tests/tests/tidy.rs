@@ -76,7 +76,6 @@ const HOMES: &[(&str, &[&str])] = &[
     (
         "std::fs",
         &[
-            "engine/src/catalog/open.rs",
             "engine/src/repository/",
             "engine/src/standalone/",
             "engine/src/workflow/restore",

@@ -1,0 +1,282 @@
+//! The façade: one method per thing that the hub can do.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nbd_server::Listener;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::EngineConfig;
+use crate::error::Error;
+use crate::export::ExportRegistry;
+use crate::id::{BackupId, DiskIndex, VmContextId};
+use crate::model::{
+    Backup, BackupDisk, BackupFilter, ChainLayer, ChainView, ChangeIdAnswer, Comparison,
+    CompleteDisk, Credential, NewCredential, NewVm, RepositorySummary, StartBackup, StartedBackup,
+    Vm, VmDisk,
+};
+use crate::workflow::{self, Hooks, Hub};
+
+/// The hub in process. Cheap to clone; all clones are one hub.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) hub: Arc<Hub>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("exports", &self.hub.exports)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens (creates, migrates) the catalog and the default repository `local` under `data_dir`, and recovers what a
+    /// crash left.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` while another hub has the data folder, `Invalid` for a configuration that cannot be, and what the
+    /// database and the files say.
+    pub async fn open(config: EngineConfig, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        Self::open_with(config, clock, Hooks::default()).await
+    }
+
+    /// Opens a hub with something between it and the world.
+    pub(crate) async fn open_with(
+        config: EngineConfig,
+        clock: Arc<dyn Clock>,
+        hooks: Hooks,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            hub: workflow::open(config, clock, hooks).await?,
+        })
+    }
+
+    /// What the NBD listener serves.
+    #[must_use]
+    pub fn exports(&self) -> Arc<ExportRegistry> {
+        Arc::clone(&self.hub.exports)
+    }
+
+    /// Serves [`exports`](Self::exports) on a bound listener until `stop` is cancelled and its sessions have drained.
+    pub async fn serve_nbd(&self, listener: Listener, stop: CancellationToken) {
+        listener.serve(self.exports(), stop).await;
+    }
+
+    /// Registers a VM, or updates the one with this name and vCenter; `true` if it is new.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for what cannot be a VM.
+    pub async fn register_vm(&self, vm: NewVm) -> Result<(Vm, bool), Error> {
+        self.hub
+            .catalog
+            .register_vm(&vm, self.hub.clock.now())
+            .await
+    }
+
+    /// Every VM, by name.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn vms(&self) -> Result<Vec<Vm>, Error> {
+        self.hub.catalog.vms().await
+    }
+
+    /// The VM with this id, else the one with exactly this name.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, and `Conflict` if several have the name.
+    pub async fn vm(&self, name_or_id: &str) -> Result<Vm, Error> {
+        self.hub.catalog.vm_by_name_or_id(name_or_id).await
+    }
+
+    /// The VM's disks by device key: the position is the disk index.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn vm_disks(&self, id: &VmContextId) -> Result<Vec<VmDisk>, Error> {
+        self.hub.catalog.vm_disks(id).await
+    }
+
+    /// Stores a credential, its password encrypted.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if the hub has no credential key, `Conflict` if the name is taken.
+    pub async fn add_credential(&self, credential: NewCredential) -> Result<Credential, Error> {
+        workflow::add_credential(&self.hub, credential).await
+    }
+
+    /// Every repository, by name.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn repositories(&self) -> Result<Vec<RepositorySummary>, Error> {
+        self.hub.catalog.repositories().await
+    }
+
+    /// Starts a backup. When it returns, every export accepts data, and a node that has to has been told. A start that
+    /// fails leaves nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`VM not found`, `No disks found for VM`, `repository not found`), `Conflict` while a backup of the VM runs,
+    /// `NoParent` (`no previous backup found`), `Invalid` (`VM context missing credential_id`), `NodeUnreachable`, `NodeRefused`,
+    /// and what the stores say.
+    ///
+    /// # Cancel safety
+    ///
+    /// The start goes on; only the answer is lost.
+    pub async fn start_backup(&self, request: StartBackup) -> Result<StartedBackup, Error> {
+        let work = workflow::start_backup(Arc::clone(&self.hub), request);
+        self.hub.finish(work).await
+    }
+
+    /// Completes one disk: its data is durable when this returns. The last disk publishes the backup. May be repeated.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`backup job not found`), `Conflict` if the backup has ended otherwise or the disk was completed with
+    /// another change id; `NoSpace`, `Unavailable` if the storage failed, and then the backup has failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The completion goes on; only the answer is lost.
+    pub async fn complete_disk(&self, request: CompleteDisk) -> Result<(), Error> {
+        let work = workflow::complete_disk(Arc::clone(&self.hub), request);
+        self.hub.finish(work).await
+    }
+
+    /// Ends a running backup; its files are gone when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, and `Conflict` if it has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// The cancellation goes on; only the answer is lost.
+    pub async fn cancel_backup(&self, id: &BackupId) -> Result<(), Error> {
+        let work = workflow::cancel(Arc::clone(&self.hub), id.clone());
+        self.hub.finish(work).await
+    }
+
+    /// Backups, newest first.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn backups(&self, filter: BackupFilter) -> Result<Vec<Backup>, Error> {
+        workflow::backups(&self.hub, &filter).await
+    }
+
+    /// One backup.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn backup(&self, id: &BackupId) -> Result<Backup, Error> {
+        workflow::backup(&self.hub, id).await
+    }
+
+    /// The disks of a backup, by index, with absolute image paths; those that are being written with live counters.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn backup_disks(&self, id: &BackupId) -> Result<Vec<BackupDisk>, Error> {
+        workflow::backup_disks(&self.hub, id).await
+    }
+
+    /// Where the changes of a disk start, for the backup that runs; empty means: copy everything.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn change_id(&self, vm_name: &str, disk: DiskIndex) -> Result<ChangeIdAnswer, Error> {
+        workflow::change_id(&self.hub, vm_name, disk).await
+    }
+
+    /// The newest completed point of a disk and everything below it, base first.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for an unknown VM.
+    pub async fn chain(
+        &self,
+        vm: &str,
+        disk: DiskIndex,
+        repository: Option<&str>,
+    ) -> Result<ChainView, Error> {
+        workflow::chain(&self.hub, vm, disk, repository).await
+    }
+
+    /// The images of a completed point's disk, tip first, as the files tell it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `Conflict` if the backup is not complete, `Corrupt` if its files are not what they should be.
+    pub async fn chain_layers(
+        &self,
+        id: &BackupId,
+        disk: DiskIndex,
+    ) -> Result<Vec<ChainLayer>, Error> {
+        workflow::chain_layers(&self.hub, id, disk).await
+    }
+
+    /// Writes one disk of a completed point to a new, thin raw file, and returns the disk's size in bytes. The file appears
+    /// under its name only when it is whole and durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`chain_layers`](Self::chain_layers); `Conflict` also if `target` exists.
+    ///
+    /// # Cancel safety
+    ///
+    /// A copy that has begun goes on to its end.
+    pub async fn restore_disk(
+        &self,
+        id: &BackupId,
+        disk: DiskIndex,
+        target: &Path,
+    ) -> Result<u64, Error> {
+        workflow::restore_disk(&self.hub, id, disk, target).await
+    }
+
+    /// Compares one disk of a completed point byte for byte with a raw file; where one is longer, its tail must be zero.
+    ///
+    /// # Errors
+    ///
+    /// As [`chain_layers`](Self::chain_layers); `NotFound` also without the file.
+    pub async fn compare_disk(
+        &self,
+        id: &BackupId,
+        disk: DiskIndex,
+        raw: &Path,
+    ) -> Result<Comparison, Error> {
+        workflow::compare_disk(&self.hub, id, disk, raw).await
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable`.
+    pub async fn healthy(&self) -> Result<(), Error> {
+        self.hub.catalog.ping().await
+    }
+
+    /// Refuses new work, waits for what is being completed, fails what still runs, closes the catalog. May be called
+    /// many times.
+    pub async fn shutdown(&self) {
+        workflow::shutdown(&self.hub).await;
+    }
+}

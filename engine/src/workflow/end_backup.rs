@@ -1,0 +1,95 @@
+//! The one way in which a running backup ends without success: fence, record, remove its files.
+
+use std::sync::Arc;
+
+use super::hooks::Step;
+use super::hub::Hub;
+use super::job::{Job, Turn};
+use crate::blocking::blocking;
+use crate::catalog::Ending;
+use crate::error::{Error, ErrorKind};
+use crate::export::StorageFailure;
+use crate::id::BackupId;
+use crate::model::Intent;
+use crate::repository::{Discard, ImagePath, Repository};
+
+/// Ends a backup whose turn the caller has. Nothing of it can become a parent afterwards. An error of one of the stores
+/// does not stop the other: what is left undone is found at the next start.
+pub(crate) async fn end_backup(
+    hub: &Hub,
+    job: &Job,
+    turn: &mut Turn,
+    ending: Ending,
+    reason: &str,
+) {
+    if turn.has_ended {
+        return;
+    }
+    turn.has_ended = true;
+    job.fence(&hub.exports).await;
+    job.withdraw();
+    let recorded = hub
+        .catalog
+        .fail_backup(&job.id, ending, reason, hub.clock.now())
+        .await;
+    if let Err(error) = recorded {
+        tracing::error!(backup_id = %job.id, %error, "the end of a backup was not recorded");
+    }
+    hub.reached(Step::FailRecorded).await;
+    let paths = job.disks.iter().map(|disk| disk.path.clone()).collect();
+    if let Err(error) = remove_files(
+        hub,
+        &job.id,
+        &job.repository,
+        paths,
+        Discard::Everything(job.id.clone()),
+    )
+    .await
+    {
+        tracing::error!(backup_id = %job.id, %error, "files of an ended backup were not removed");
+    }
+    hub.jobs().remove(&job.id);
+    job.ended.cancel();
+    tracing::warn!(backup_id = %job.id, ?ending, reason, "backup ended without success");
+}
+
+/// Removes the files of a backup that has ended without success. May be repeated.
+pub(crate) async fn remove_files(
+    hub: &Hub,
+    id: &BackupId,
+    repository: &Arc<Repository>,
+    paths: Vec<ImagePath>,
+    what: Discard,
+) -> Result<(), Error> {
+    hub.catalog.set_intent(id, Some(Intent::Deleting)).await?;
+    let repository = Arc::clone(repository);
+    blocking(move || {
+        paths
+            .iter()
+            .try_for_each(|path| repository.discard_image(path, &what))
+    })
+    .await?;
+    hub.catalog.set_intent(id, None).await
+}
+
+/// A disk of a running backup can not become a good image any more: the whole backup fails at once, because its client
+/// may neither report nor even exit.
+pub(crate) async fn end_on_storage_failure(hub: &Hub, job: &Job, failure: &StorageFailure) {
+    let mut turn = job.turn.lock().await;
+    let reason = storage_failed(failure).to_string();
+    end_backup(hub, job, &mut turn, Ending::Failed, &reason).await;
+}
+
+/// The error that a storage failure is to the caller.
+pub(crate) fn storage_failed(failure: &StorageFailure) -> Error {
+    let (kind, message) = if failure.error.code == nbd_server::ErrorCode::NOSPC {
+        (ErrorKind::NoSpace, "no space left in the repository")
+    } else {
+        (ErrorKind::Unavailable, "storage of the repository failed")
+    };
+    Error::new(
+        kind,
+        message,
+        format!("disk={} error={}", failure.disk, failure.error),
+    )
+}

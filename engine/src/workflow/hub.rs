@@ -1,0 +1,134 @@
+//! What every workflow works on: the two stores, the live exports, the running jobs.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::hooks::{Hooks, Step};
+use super::job::Job;
+use super::targets::Advertised;
+use crate::blocking::blocking;
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind};
+use crate::export::ExportRegistry;
+use crate::id::{BackupId, RepositoryId};
+use crate::model::RepositorySummary;
+use crate::node::{CredentialKey, NodeClient};
+use crate::repository::{DataLock, Repository};
+
+/// The inside of an engine.
+pub(crate) struct Hub {
+    pub(crate) catalog: Catalog,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) exports: Arc<ExportRegistry>,
+    pub(crate) advertised: Advertised,
+    pub(crate) node: NodeClient,
+    pub(crate) credential_key: Option<CredentialKey>,
+    pub(crate) hooks: Hooks,
+    pub(crate) repositories: Mutex<HashMap<RepositoryId, Arc<Repository>>>,
+    pub(crate) jobs: Mutex<HashMap<BackupId, Arc<Job>>>,
+    /// Workflows that run to their end whatever becomes of the caller.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the hub takes no new work.
+    pub(crate) stopping: CancellationToken,
+    /// Held as long as the hub lives.
+    pub(crate) _lock: DataLock,
+}
+
+impl Hub {
+    /// Fails when the hub takes no new work.
+    pub(crate) fn accepting(&self) -> Result<(), Error> {
+        if self.stopping.is_cancelled() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "hub is shutting down",
+                "",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Runs a workflow to its end, even if the caller stops waiting.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future only loses the answer.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.tasks.spawn(work).await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(Error::internal("workflow broke off", "").with_source(error)),
+        }
+    }
+
+    /// Passes a step.
+    pub(crate) async fn reached(&self, step: Step) {
+        self.hooks.reached(step).await;
+    }
+
+    /// The running backup with this id.
+    pub(crate) fn job(&self, id: &BackupId) -> Option<Arc<Job>> {
+        self.jobs().get(id).cloned()
+    }
+
+    /// The running backups.
+    pub(crate) fn jobs(&self) -> MutexGuard<'_, HashMap<BackupId, Arc<Job>>> {
+        // No code panics while holding it; a poisoned map would still be whole.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files of a repository, opened once.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] for an unknown repository, [`ErrorKind::Unsupported`] for a type that this hub cannot use.
+    pub(crate) async fn repository(&self, id: &RepositoryId) -> Result<Arc<Repository>, Error> {
+        if let Some(open) = self.open_repository(id) {
+            return Ok(open);
+        }
+        let row = self.catalog.repository(id).await?;
+        self.open_row(&row).await
+    }
+
+    /// Opens the files of a repository that the catalog knows.
+    pub(crate) async fn open_row(&self, row: &RepositorySummary) -> Result<Arc<Repository>, Error> {
+        if row.repository_type != "local" {
+            let details = format!(
+                "repository_id={} repository_type={}",
+                row.id, row.repository_type
+            );
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "repository type is not supported",
+                details,
+            ));
+        }
+        let (path, wrapper) = (row.path.clone(), self.hooks.storage.clone());
+        let opened =
+            blocking(move || Repository::open_or_create(Path::new(&path), wrapper)).await?;
+        let mut repositories = self
+            .repositories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(
+            repositories
+                .entry(row.id.clone())
+                .or_insert_with(|| Arc::new(opened)),
+        ))
+    }
+
+    fn open_repository(&self, id: &RepositoryId) -> Option<Arc<Repository>> {
+        let repositories = self
+            .repositories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        repositories.get(id).cloned()
+    }
+}

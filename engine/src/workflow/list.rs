@@ -1,0 +1,66 @@
+//! Backups and their disks as they are now: rows, and the live counters of those that run.
+
+use std::sync::Arc;
+
+use super::hub::Hub;
+use super::job::Job;
+use crate::error::Error;
+use crate::id::BackupId;
+use crate::model::{Backup, BackupDisk, BackupFilter, DiskStatus};
+
+/// Backups, newest first.
+pub(crate) async fn backups(hub: &Hub, filter: &BackupFilter) -> Result<Vec<Backup>, Error> {
+    let mut found = hub.catalog.backups(filter).await?;
+    for backup in &mut found {
+        add_live_bytes(hub, backup);
+    }
+    Ok(found)
+}
+
+/// One backup.
+pub(crate) async fn backup(hub: &Hub, id: &BackupId) -> Result<Backup, Error> {
+    let mut found = hub.catalog.backup(id).await?;
+    add_live_bytes(hub, &mut found);
+    Ok(found)
+}
+
+/// The disks of a backup, by index, with absolute image paths.
+pub(crate) async fn backup_disks(hub: &Hub, id: &BackupId) -> Result<Vec<BackupDisk>, Error> {
+    let backup = hub.catalog.backup(id).await?;
+    let mut disks = hub.catalog.backup_disks(id).await?;
+    let repository = hub.repository(&backup.repository_id).await.ok();
+    let job = hub.job(id);
+    for disk in &mut disks {
+        if let (Some(repository), Some(recorded)) = (&repository, &disk.image_path) {
+            // A path that is not usable is shown as it is recorded.
+            if let Ok(path) = repository.parse(recorded) {
+                disk.image_path = Some(repository.absolute(&path));
+            }
+        }
+        if disk.status != DiskStatus::Completed {
+            add_live_counters(job.as_ref(), disk);
+        }
+    }
+    Ok(disks)
+}
+
+fn add_live_counters(job: Option<&Arc<Job>>, disk: &mut BackupDisk) {
+    if let Some(live) = job.and_then(|job| job.disk(disk.disk_index)) {
+        let counters = live.counters();
+        disk.received_bytes = counters.received_bytes;
+        disk.zero_bytes = counters.zero_bytes;
+        disk.equal_bytes = counters.equal_bytes;
+        disk.stored_bytes = counters.stored_bytes;
+    }
+}
+
+fn add_live_bytes(hub: &Hub, backup: &mut Backup) {
+    if let Some(job) = hub.job(&backup.id) {
+        let received = job
+            .disks
+            .iter()
+            .map(|disk| disk.counters().received_bytes)
+            .sum();
+        backup.bytes_transferred = backup.bytes_transferred.max(received);
+    }
+}

@@ -1,0 +1,37 @@
+//! One file per verb; each reads: load (catalog), decide (model), act (repository, export, node), record (catalog).
+
+mod hooks;
+mod hub;
+mod job;
+mod point;
+mod targets;
+
+mod cancel;
+mod chain;
+mod change_id;
+mod complete_disk;
+mod end_backup;
+mod inventory;
+mod list;
+mod open;
+mod publish;
+mod recover;
+mod restore_disk;
+mod shutdown;
+mod start_backup;
+
+pub(crate) use cancel::cancel;
+pub(crate) use chain::{chain, chain_layers};
+pub(crate) use change_id::change_id;
+pub(crate) use complete_disk::complete_disk;
+pub(crate) use hooks::Hooks;
+pub(crate) use hub::Hub;
+pub(crate) use inventory::add_credential;
+pub(crate) use list::{backup, backup_disks, backups};
+pub(crate) use open::open;
+pub(crate) use restore_disk::{compare_disk, restore_disk};
+pub(crate) use shutdown::shutdown;
+pub(crate) use start_backup::start_backup;
+
+#[cfg(test)]
+mod tests;

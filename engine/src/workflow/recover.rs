@@ -1,0 +1,171 @@
+//! Finishes or undoes what the last run of this hub left in the middle.
+//!
+//! | the row says | what is done |
+//! |---|---|
+//! | creating | the start was never answered: files and rows are removed |
+//! | running | clients cannot come back to it: failed, files removed |
+//! | publishing | all images sealed and there: finished; else failed, files removed |
+//! | ended without success, with an intent | files removed |
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::end_backup::remove_files;
+use super::hub::Hub;
+use super::publish::publish_files;
+use crate::blocking::blocking;
+use crate::catalog::{Ending, UnfinishedJob};
+use crate::error::Error;
+use crate::id::BackupId;
+use crate::model::{Intent, JobStatus};
+use crate::repository::{Discard, ImagePath, ImageState, Repository};
+
+/// Brings both stores to the same truth. A job whose repository is not there stays as it is, for the next start.
+pub(crate) async fn recover(hub: &Hub) -> Result<(), Error> {
+    for job in hub.catalog.unfinished_jobs().await? {
+        if let Err(error) = recover_job(hub, &job).await {
+            tracing::error!(backup_id = %job.backup.id, %error, "an unfinished backup was not recovered");
+        }
+    }
+    for row in hub.catalog.repositories().await? {
+        let swept = match hub.open_row(&row).await {
+            Ok(repository) => sweep(hub, &row.id, repository).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = swept {
+            tracing::warn!(repository_id = %row.id, %error, "a repository was not swept");
+        }
+    }
+    Ok(())
+}
+
+async fn recover_job(hub: &Hub, job: &UnfinishedJob) -> Result<(), Error> {
+    let id = &job.backup.id;
+    let repository = hub.repository(&job.backup.repository_id).await?;
+    let paths = image_paths(&repository, job)?;
+    match (job.backup.status, job.backup.intent) {
+        (JobStatus::Pending | JobStatus::Running, Some(Intent::Creating)) => {
+            let files = Arc::clone(&repository);
+            blocking(move || {
+                paths
+                    .iter()
+                    .try_for_each(|path| files.discard_image(path, &Discard::Partial))
+            })
+            .await?;
+            hub.catalog.delete_backup_rows(id).await?;
+            tracing::warn!(backup_id = %id, "removed a backup whose start was cut short");
+        }
+        (JobStatus::Pending | JobStatus::Running, Some(Intent::Publishing)) => {
+            if all_sealed(&repository, id, &paths).await? {
+                publish_files(hub, &repository, paths).await?;
+                hub.catalog.finish_backup(id, hub.clock.now()).await?;
+                tracing::warn!(backup_id = %id, "finished a backup whose publication was cut short");
+            } else {
+                let reason = "hub restarted while publishing, an image is missing";
+                fail(
+                    hub,
+                    id,
+                    &repository,
+                    paths,
+                    Discard::Everything(id.clone()),
+                    reason,
+                )
+                .await?;
+            }
+        }
+        (JobStatus::Pending | JobStatus::Running, Some(Intent::Deleting) | None) => {
+            fail(
+                hub,
+                id,
+                &repository,
+                paths,
+                Discard::Partial,
+                "hub restarted",
+            )
+            .await?;
+        }
+        (JobStatus::Failed | JobStatus::Cancelled, _) => {
+            remove_files(hub, id, &repository, paths, Discard::Everything(id.clone())).await?;
+        }
+        // Nothing of ours leaves a completed backup with an intent; its files are not touched.
+        (JobStatus::Completed, intent) => {
+            tracing::error!(backup_id = %id, ?intent, "a completed backup has an open intent");
+        }
+    }
+    Ok(())
+}
+
+async fn fail(
+    hub: &Hub,
+    id: &BackupId,
+    repository: &Arc<Repository>,
+    paths: Vec<ImagePath>,
+    what: Discard,
+    reason: &str,
+) -> Result<(), Error> {
+    hub.catalog
+        .fail_backup(id, Ending::Failed, reason, hub.clock.now())
+        .await?;
+    remove_files(hub, id, repository, paths, what).await?;
+    tracing::warn!(backup_id = %id, reason, "failed an unfinished backup");
+    Ok(())
+}
+
+fn image_paths(repository: &Repository, job: &UnfinishedJob) -> Result<Vec<ImagePath>, Error> {
+    job.disks
+        .iter()
+        .filter_map(|disk| disk.image_path.as_deref())
+        .map(|path| repository.parse(path))
+        .collect()
+}
+
+/// Whether every image of the backup is there, partial or published, with its seal.
+async fn all_sealed(
+    repository: &Arc<Repository>,
+    id: &BackupId,
+    paths: &[ImagePath],
+) -> Result<bool, Error> {
+    let (repository, id, paths) = (Arc::clone(repository), id.clone(), paths.to_vec());
+    blocking(move || {
+        for path in &paths {
+            let (ImageState::Published(seal) | ImageState::Partial(seal)) =
+                repository.image_state(path)?
+            else {
+                return Ok(false);
+            };
+            if seal.is_none_or(|seal| seal.point_id != id.as_str()) {
+                return Ok(false);
+            }
+        }
+        Ok(!paths.is_empty())
+    })
+    .await
+}
+
+/// Removes partial files that no row knows, and reports published ones.
+async fn sweep(
+    hub: &Hub,
+    id: &crate::id::RepositoryId,
+    repository: Arc<Repository>,
+) -> Result<(), Error> {
+    let recorded = hub.catalog.image_paths(id).await?;
+    let report = blocking(move || {
+        // A recorded name that is no file of this repository claims nothing.
+        let claimed: HashSet<ImagePath> = recorded
+            .iter()
+            .filter_map(|path| repository.parse(path).ok())
+            .collect();
+        repository.sweep(&claimed)
+    })
+    .await?;
+    for file in &report.removed {
+        tracing::warn!(repository_id = %id, file, "removed a partial file that no backup knows");
+    }
+    for file in &report.kept {
+        tracing::warn!(repository_id = %id, file, "kept a partial file that no backup knows: it is in use");
+    }
+    for file in &report.unknown {
+        tracing::warn!(repository_id = %id, file, "found an image that no backup knows");
+    }
+    Ok(())
+}

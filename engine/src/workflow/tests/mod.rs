@@ -1,0 +1,7 @@
+//! The hub in process: a data folder, a clock that stands still, and clients that call the exports directly.
+
+mod backups;
+mod crashes;
+mod refusals;
+mod storage;
+mod world;
