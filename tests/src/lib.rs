@@ -4,8 +4,10 @@
 //! - [`seed`]: every random test prints its seed; `SENDENSE_TEST_SEED` replays it.
 //! - [`qemu`]: qemu-img as the oracle for every image.
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
+//! - [`wire`]: an NBD connection that misbehaves as told.
 
 pub mod hub;
 pub mod peers;
 pub mod qemu;
 pub mod seed;
+pub mod wire;

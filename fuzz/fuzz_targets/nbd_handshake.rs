@@ -1,0 +1,50 @@
+//! A hostile client's handshake: any bytes, cut anywhere, give the same answers as in one piece.
+#![no_main]
+
+use bytes::BytesMut;
+use libfuzzer_sys::fuzz_target;
+use nbd_server::proto::{ExportInfo, Handshake, Refusal, Step};
+
+/// What a server with one export says to these bytes, given to it in pieces of `piece` bytes.
+fn talk(bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
+    let mut handshake = Handshake::new();
+    let mut said = handshake.output().split().to_vec();
+    let mut input = BytesMut::new();
+    let mut rest = bytes;
+    loop {
+        let step = handshake.step(&mut input);
+        said.extend_from_slice(&handshake.output().split());
+        assert!(said.len() < 64 << 20, "answers are bounded");
+        match step {
+            Ok(Step::NeedBytes(need)) => {
+                assert!(need > 0);
+                if rest.is_empty() {
+                    return (said, "waits".to_owned(), input.len());
+                }
+                let (now, later) = rest.split_at(piece.min(rest.len()));
+                input.extend_from_slice(now);
+                rest = later;
+            }
+            Ok(Step::FindExport(name, _)) => match name.as_str() {
+                "" | "disk" => handshake.export_found(ExportInfo {
+                    size_bytes: 1 << 30,
+                    read_only: false,
+                    multi_conn: true,
+                    fast_zero: true,
+                    description: "a disk".to_owned(),
+                }),
+                "secret" => handshake.export_refused(&Refusal::Policy("not for you".to_owned())),
+                _ => handshake.export_refused(&Refusal::Unknown),
+            },
+            Ok(Step::ListExports) => handshake.exports_listed(vec!["disk".to_owned()]),
+            Ok(Step::Negotiated(agreed)) => return (said, format!("{agreed:?}"), input.len() + rest.len()),
+            Ok(Step::Close) => return (said, "closes".to_owned(), 0),
+            Err(error) => return (said, error.to_string(), 0),
+        }
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((cut, bytes)) = data.split_first() else { return };
+    assert_eq!(talk(bytes, usize::from(*cut) + 1), talk(bytes, usize::MAX));
+});
