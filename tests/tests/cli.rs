@@ -46,10 +46,10 @@ fn created_images_are_what_qemu_would_make() {
     let dir = tempfile::tempdir().unwrap();
     for (name, cluster) in [("a.qcow2", "512"), ("b.qcow2", "64K"), ("c.qcow2", "2M")] {
         let path = dir.path().join(name);
-        hub_ok(&["image", "create", text(&path), "--size", "100M", "--cluster-size", cluster]);
+        hub_ok(&["image", "create", text(&path), "100M", "--cluster-size", cluster]);
         qemu::assert_clean(&path);
         assert_eq!(qemu::backing_chain(&path)[0]["virtual-size"], 100 << 20);
-        let again = hub(&["image", "create", text(&path), "--size", "1M"]);
+        let again = hub(&["image", "create", text(&path), "1M"]);
         assert_eq!(again.status.code(), Some(1), "never overwrites");
     }
     let base = dir.path().join("b.qcow2");
@@ -105,8 +105,8 @@ fn compare_map_and_convert_agree_with_qemu_img() {
 
     let raw = dir.path().join("out.raw");
     let flat = dir.path().join("flat.qcow2");
-    hub_ok(&["image", "convert", text(&tip), text(&raw), "--to", "raw"]);
-    hub_ok(&["image", "convert", text(&tip), text(&flat), "--to", "qcow2"]);
+    hub_ok(&["image", "convert", text(&tip), text(&raw), "-O", "raw"]);
+    hub_ok(&["image", "convert", text(&tip), text(&flat), "-O", "qcow2"]);
     qemu::assert_reads_like(&tip, &raw);
     qemu::assert_clean(&flat);
     assert_eq!(qemu::backing_chain(&flat).len(), 1);
@@ -138,7 +138,7 @@ fn an_export_serves_what_was_flushed_after_a_kill() {
     let mut rng = seed::rng("export_killed");
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base.qcow2");
-    hub_ok(&["image", "create", text(&base), "--size", "64M"]);
+    hub_ok(&["image", "create", text(&base), "64M"]);
     run_ok("qemu-io", ["-f", "qcow2", "-c", "write -P 1 0 32M", text(&base)]);
     for round in 0..5 {
         let image = dir.path().join(format!("disk-{round}.qcow2"));

@@ -4,6 +4,7 @@
 //! 3 done with warnings; `image check` and `image compare` answer as qemu-img's do.
 
 mod client;
+mod demo;
 mod export;
 mod image;
 mod list;
@@ -29,6 +30,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Demo(demo::DemoArgs),
     Export(export::Export),
     Image(image::Image),
     List(list::List),
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> ExitCode {
     let ended = match arguments.command {
         Command::Serve(command) => command.run().await,
+        Command::Demo(command) => demo::run(command).await,
         Command::Export(command) => command.run().await,
         Command::Image(command) => return command.run().await,
         Command::List(command) => command.run().await,

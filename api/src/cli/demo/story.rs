@@ -38,7 +38,7 @@ pub(super) async fn tell(folder: &Path, images: &[PathBuf], serve: bool) -> Resu
     let mut disks = prepare_disks(folder, images).await?;
 
     let hub = hub::start(ServeConfig::ephemeral(folder.join("hub"))).await.context("start the hub")?;
-    line(&format!("   hub: {}  {}", hub.api_url(), nbd_urls(&hub)));
+    line(&format!("   hub: {}  {}", hub.api_url(), hub.nbd_url()));
 
     step(2, "Full backup, over NBD, of all disks");
     let mut points = vec![back_up(&hub, folder, &disks, 0, BackupType::Full).await?];
@@ -80,10 +80,6 @@ pub(super) async fn tell(folder: &Path, images: &[PathBuf], serve: bool) -> Resu
     }
     hub.stop().await;
     Ok(())
-}
-
-fn nbd_urls(hub: &RunningHub) -> String {
-    hub.nbd_urls().join(" ")
 }
 
 /// Builds disks with filesystems, or copies the user's images to raw files.
