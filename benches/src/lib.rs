@@ -4,7 +4,9 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use qcow2::{BackingFormat, BackingName, Chain, CreateOptions, FileStorage, Image, OpenedBacking, Opener};
+use qcow2::{
+    BackingFormat, BackingName, Chain, CreateOptions, FileStorage, Image, OpenedBacking, Opener,
+};
 
 /// One megabyte.
 pub const MIB: usize = 1 << 20;
@@ -23,7 +25,10 @@ pub fn options(virtual_size_bytes: u64, backing: Option<&str>) -> CreateOptions 
     CreateOptions {
         virtual_size_bytes,
         cluster_size_bytes: 64 << 10,
-        backing: backing.map(|name| BackingName { name: name.to_owned(), format: Some(BackingFormat::Qcow2) }),
+        backing: backing.map(|name| BackingName {
+            name: name.to_owned(),
+            format: Some(BackingFormat::Qcow2),
+        }),
     }
 }
 
@@ -33,7 +38,8 @@ pub fn options(virtual_size_bytes: u64, backing: Option<&str>) -> CreateOptions 
 /// When it cannot be made: a bench has nothing to say then.
 #[must_use]
 pub fn create(path: &Path, options: &CreateOptions, parent: Option<Arc<Chain>>) -> Image {
-    Image::create(Arc::new(FileStorage::new(new_file(path))), options, parent).expect("a fresh image")
+    Image::create(Arc::new(FileStorage::new(new_file(path))), options, parent)
+        .expect("a fresh image")
 }
 
 /// A new, empty file; one of an earlier round goes first.
@@ -43,7 +49,13 @@ pub fn create(path: &Path, options: &CreateOptions, parent: Option<Arc<Chain>>) 
 #[must_use]
 pub fn new_file(path: &Path) -> File {
     let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(true).open(path).expect("a fresh file")
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .expect("a fresh file")
 }
 
 /// Opens the chain whose tip is at `path`.
@@ -54,7 +66,13 @@ pub fn new_file(path: &Path) -> File {
 pub fn chain(path: &Path) -> Chain {
     let folder = Folder(path.parent().expect("a file in a folder").to_owned());
     let tip = Arc::new(FileStorage::new(File::open(path).expect("the tip")));
-    Chain::open(tip, &path.display().to_string(), BackingFormat::Qcow2, &folder).expect("a chain")
+    Chain::open(
+        tip,
+        &path.display().to_string(),
+        BackingFormat::Qcow2,
+        &folder,
+    )
+    .expect("a chain")
 }
 
 /// Opens backing files beside the image.
@@ -63,7 +81,12 @@ struct Folder(std::path::PathBuf);
 impl Opener for Folder {
     fn open_backing(&self, name: &BackingName, _of: &str) -> Result<OpenedBacking, qcow2::Error> {
         let path = self.0.join(&name.name);
-        let file = File::open(&path).map_err(|error| qcow2::Error::io("open", error))?;
+        let file = File::open(&path).map_err(|error| {
+            qcow2::Error::new(
+                qcow2::ErrorKind::NotFound,
+                format!("open path={}: {error}", path.display()),
+            )
+        })?;
         Ok(OpenedBacking {
             storage: Arc::new(FileStorage::new(file)),
             identity: path.display().to_string(),

@@ -41,11 +41,30 @@ impl Hub {
     /// When it does not come up.
     #[must_use]
     pub fn spawn(mut command: Command, data: &Path) -> Self {
-        command.args(["serve", "--api", "127.0.0.1:0", "--nbd", "127.0.0.1:0", "--log", "warn", "--data"]);
-        let mut child = command.arg(data).stdout(Stdio::piped()).spawn().expect("the hub starts");
+        command.args([
+            "serve",
+            "--api",
+            "127.0.0.1:0",
+            "--nbd",
+            "127.0.0.1:0",
+            "--log",
+            "warn",
+            "--data",
+        ]);
+        let mut child = command
+            .arg(data)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the hub starts");
         let line = first_line(&mut child);
         let (api, nbd) = ready(&line).unwrap_or_else(|| panic!("no ready line: {line:?}"));
-        Self { child, api, nbd, data: data.to_owned(), http: reqwest::Client::new() }
+        Self {
+            child,
+            api,
+            nbd,
+            data: data.to_owned(),
+            http: reqwest::Client::new(),
+        }
     }
 
     /// `kill -9`, and waits until it is gone.
@@ -91,7 +110,12 @@ impl Hub {
             .zip(sizes)
             .map(|(key, size)| json!({"disk_id": format!("disk-{key}"), "capacity_bytes": size}))
             .collect();
-        let (status, body) = self.post("/api/v1/vm-contexts", &json!({"vm_name": vm, "disks": disks})).await;
+        let (status, body) = self
+            .post(
+                "/api/v1/vm-contexts",
+                &json!({"vm_name": vm, "disks": disks}),
+            )
+            .await;
         assert!(status == 200 || status == 201, "{status} {body}");
     }
 
@@ -101,7 +125,10 @@ impl Hub {
     /// When there is none.
     pub async fn repository(&self) -> String {
         let (_, body) = self.get("/api/v1/repositories").await;
-        body["repositories"][0]["id"].as_str().expect("a fresh hub has a repository").to_owned()
+        body["repositories"][0]["id"]
+            .as_str()
+            .expect("a fresh hub has a repository")
+            .to_owned()
     }
 
     /// Starts a direct backup.
@@ -142,7 +169,11 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     while let Some(folder) = pending.pop() {
         for entry in std::fs::read_dir(&folder).expect("a readable folder") {
             let path = entry.expect("a readable entry").path();
-            if path.is_dir() { pending.push(path) } else { found.push(path) }
+            if path.is_dir() {
+                pending.push(path)
+            } else {
+                found.push(path)
+            }
         }
     }
     found.sort();
@@ -155,7 +186,13 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
 /// When `kill` cannot be run.
 pub fn terminate(child: &Child) {
     let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill is there").success());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &id])
+            .status()
+            .expect("kill is there")
+            .success()
+    );
 }
 
 /// Waits for the end of a process, at most `deadline`.
@@ -165,7 +202,9 @@ pub fn wait(child: &mut Child, deadline: Duration) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < end => std::thread::park_timeout(Duration::from_millis(20)),
+            Ok(None) if Instant::now() < end => {
+                std::thread::park_timeout(Duration::from_millis(20))
+            }
             _ => return None,
         }
     }
@@ -186,7 +225,9 @@ pub fn first_line(child: &mut Child) -> String {
         // Reads on, so that the process never writes into a full pipe.
         lines.for_each(drop);
     });
-    receiver.recv_timeout(DEADLINE).expect("a first line in time")
+    receiver
+        .recv_timeout(DEADLINE)
+        .expect("a first line in time")
 }
 
 fn ready(line: &str) -> Option<(String, SocketAddr)> {

@@ -29,11 +29,17 @@ impl Wire {
         let mut hello = 3u32.to_be_bytes().to_vec();
         hello.extend(OPTION_MAGIC);
         hello.extend(1u32.to_be_bytes());
-        hello.extend(u32::try_from(export.len()).expect("a short name").to_be_bytes());
+        hello.extend(
+            u32::try_from(export.len())
+                .expect("a short name")
+                .to_be_bytes(),
+        );
         hello.extend(export.as_bytes());
         stream.write_all(&hello).expect("the server listens");
         let mut size_and_flags = [0; 10];
-        stream.read_exact(&mut size_and_flags).expect("the export is known");
+        stream
+            .read_exact(&mut size_and_flags)
+            .expect("the export is known");
         Self { stream, cookie: 0 }
     }
 
@@ -49,7 +55,9 @@ impl Wire {
         header.extend(self.cookie.to_be_bytes());
         header.extend(offset.to_be_bytes());
         header.extend(len.to_be_bytes());
-        self.stream.write_all(&header).expect("the connection lives");
+        self.stream
+            .write_all(&header)
+            .expect("the connection lives");
         self.cookie
     }
 

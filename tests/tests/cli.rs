@@ -34,8 +34,17 @@ fn export(args: &[&str]) -> (Child, String) {
         .spawn()
         .unwrap();
     let line = first_line(&mut child);
-    let url = line.strip_prefix("ready ").unwrap_or_else(|| panic!("no ready line: {line:?}"));
-    (child, url.split(' ').next().unwrap().trim_end_matches('/').to_owned())
+    let url = line
+        .strip_prefix("ready ")
+        .unwrap_or_else(|| panic!("no ready line: {line:?}"));
+    (
+        child,
+        url.split(' ')
+            .next()
+            .unwrap()
+            .trim_end_matches('/')
+            .to_owned(),
+    )
 }
 
 #[test]
@@ -46,7 +55,14 @@ fn created_images_are_what_qemu_would_make() {
     let dir = tempfile::tempdir().unwrap();
     for (name, cluster) in [("a.qcow2", "512"), ("b.qcow2", "64K"), ("c.qcow2", "2M")] {
         let path = dir.path().join(name);
-        hub_ok(&["image", "create", text(&path), "100M", "--cluster-size", cluster]);
+        hub_ok(&[
+            "image",
+            "create",
+            text(&path),
+            "100M",
+            "--cluster-size",
+            cluster,
+        ]);
         qemu::assert_clean(&path);
         assert_eq!(qemu::backing_chain(&path)[0]["virtual-size"], 100 << 20);
         let again = hub(&["image", "create", text(&path), "1M"]);
@@ -58,7 +74,8 @@ fn created_images_are_what_qemu_would_make() {
     let chain = qemu::backing_chain(&child);
     assert_eq!(chain.len(), 2);
     assert_eq!(chain[0]["backing-filename-format"], "qcow2");
-    let ours: Value = serde_json::from_str(&hub_ok(&["image", "info", "--json", text(&child)])).unwrap();
+    let ours: Value =
+        serde_json::from_str(&hub_ok(&["image", "info", "--json", text(&child)])).unwrap();
     assert!(ours.to_string().contains("b.qcow2"), "{ours}");
 }
 
@@ -69,11 +86,28 @@ fn verdicts_are_those_of_qemu_img_check() {
     }
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk.qcow2");
-    run_ok("qemu-img", ["create", "-q", "-f", "qcow2", text(&image), "16M"]);
-    run_ok("qemu-io", ["-f", "qcow2", "-c", "write -P 7 0 1M", "-c", "write -z 2M 1M", text(&image)]);
+    run_ok(
+        "qemu-img",
+        ["create", "-q", "-f", "qcow2", text(&image), "16M"],
+    );
+    run_ok(
+        "qemu-io",
+        [
+            "-f",
+            "qcow2",
+            "-c",
+            "write -P 7 0 1M",
+            "-c",
+            "write -z 2M 1M",
+            text(&image),
+        ],
+    );
     let field = |offset: u64| {
         let mut bytes = [0; 8];
-        File::open(&image).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+        File::open(&image)
+            .unwrap()
+            .read_exact_at(&mut bytes, offset)
+            .unwrap();
         u64::from_be_bytes(bytes)
     };
     let refcount_block = field(field(48));
@@ -83,11 +117,25 @@ fn verdicts_are_those_of_qemu_img_check() {
         (refcount_block + 5 * 2, [0, 2], 3),
         (refcount_block + 5 * 2, [0, 0], 2),
     ] {
-        File::options().write(true).open(&image).unwrap().write_all_at(&bytes, offset).unwrap();
+        File::options()
+            .write(true)
+            .open(&image)
+            .unwrap()
+            .write_all_at(&bytes, offset)
+            .unwrap();
         let theirs = run("qemu-img", ["check", text(&image)]).status.code();
-        assert_eq!(theirs, Some(code), "the fixture damages what it means to damage");
+        assert_eq!(
+            theirs,
+            Some(code),
+            "the fixture damages what it means to damage"
+        );
         let ours = hub(&["image", "check", text(&image)]);
-        assert_eq!(ours.status.code(), Some(code), "{}", String::from_utf8_lossy(&ours.stdout));
+        assert_eq!(
+            ours.status.code(),
+            Some(code),
+            "{}",
+            String::from_utf8_lossy(&ours.stdout)
+        );
     }
 }
 
@@ -98,10 +146,49 @@ fn compare_map_and_convert_agree_with_qemu_img() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (base, tip) = (dir.path().join("base.qcow2"), dir.path().join("tip.qcow2"));
-    run_ok("qemu-img", ["create", "-q", "-f", "qcow2", text(&base), "24M"]);
-    run_ok("qemu-io", ["-f", "qcow2", "-c", "write -P 1 0 4M", "-c", "write -P 2 8M 1M", text(&base)]);
-    run_ok("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", text(&tip), "32M"]);
-    run_ok("qemu-io", ["-f", "qcow2", "-c", "write -P 3 1M 100k", "-c", "write -z 2M 1M", text(&tip)]);
+    run_ok(
+        "qemu-img",
+        ["create", "-q", "-f", "qcow2", text(&base), "24M"],
+    );
+    run_ok(
+        "qemu-io",
+        [
+            "-f",
+            "qcow2",
+            "-c",
+            "write -P 1 0 4M",
+            "-c",
+            "write -P 2 8M 1M",
+            text(&base),
+        ],
+    );
+    run_ok(
+        "qemu-img",
+        [
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            "base.qcow2",
+            "-F",
+            "qcow2",
+            text(&tip),
+            "32M",
+        ],
+    );
+    run_ok(
+        "qemu-io",
+        [
+            "-f",
+            "qcow2",
+            "-c",
+            "write -P 3 1M 100k",
+            "-c",
+            "write -z 2M 1M",
+            text(&tip),
+        ],
+    );
 
     let raw = dir.path().join("out.raw");
     let flat = dir.path().join("flat.qcow2");
@@ -112,22 +199,49 @@ fn compare_map_and_convert_agree_with_qemu_img() {
     assert_eq!(qemu::backing_chain(&flat).len(), 1);
     qemu::assert_reads_like(&flat, &raw);
 
-    assert_eq!(hub(&["image", "compare", text(&tip), text(&flat)]).status.code(), Some(0));
-    assert_eq!(hub(&["image", "compare", text(&tip), text(&base)]).status.code(), Some(1));
+    assert_eq!(
+        hub(&["image", "compare", text(&tip), text(&flat)])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(
+        hub(&["image", "compare", text(&tip), text(&base)])
+            .status
+            .code(),
+        Some(1)
+    );
 
-    let theirs = run_ok("qemu-img", ["map", "--output=json", "-f", "qcow2", text(&tip)]);
+    let theirs = run_ok(
+        "qemu-img",
+        ["map", "--output=json", "-f", "qcow2", text(&tip)],
+    );
     let theirs: Vec<Value> = serde_json::from_str(&theirs).unwrap();
-    let ours: Vec<Value> = serde_json::from_str(&hub_ok(&["image", "map", "--json", text(&tip)])).unwrap();
-    assert_eq!(bytes(&ours, |run| run["data"] == true), bytes(&theirs, |run| run["data"] == true));
-    assert_eq!(bytes(&ours, |run| run["zero"] == true), bytes(&theirs, |run| run["zero"] == true));
+    let ours: Vec<Value> =
+        serde_json::from_str(&hub_ok(&["image", "map", "--json", text(&tip)])).unwrap();
+    assert_eq!(
+        bytes(&ours, |run| run["data"] == true),
+        bytes(&theirs, |run| run["data"] == true)
+    );
+    assert_eq!(
+        bytes(&ours, |run| run["zero"] == true),
+        bytes(&theirs, |run| run["zero"] == true)
+    );
     for depth in 0..2 {
         let data_at = |run: &Value| run["depth"] == depth && run["data"] == true;
-        assert_eq!(bytes(&ours, data_at), bytes(&theirs, data_at), "depth {depth}");
+        assert_eq!(
+            bytes(&ours, data_at),
+            bytes(&theirs, data_at),
+            "depth {depth}"
+        );
     }
 }
 
 fn bytes(map: &[Value], which: impl Fn(&Value) -> bool) -> u64 {
-    map.iter().filter(|run| which(run)).map(|run| run["length"].as_u64().unwrap()).sum()
+    map.iter()
+        .filter(|run| which(run))
+        .map(|run| run["length"].as_u64().unwrap())
+        .sum()
 }
 
 #[test]
@@ -139,15 +253,31 @@ fn an_export_serves_what_was_flushed_after_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base.qcow2");
     hub_ok(&["image", "create", text(&base), "64M"]);
-    run_ok("qemu-io", ["-f", "qcow2", "-c", "write -P 1 0 32M", text(&base)]);
+    run_ok(
+        "qemu-io",
+        ["-f", "qcow2", "-c", "write -P 1 0 32M", text(&base)],
+    );
     for round in 0..5 {
         let image = dir.path().join(format!("disk-{round}.qcow2"));
         let (mut child, url) = export(&[text(&image), "--create", "64M", "--backing", text(&base)]);
         let offset = rng.u64(0..60 << 20);
         let flushed = format!("write -P 77 {offset} 1000000");
         let open = format!("write -P 78 {} 1000000", rng.u64(0..60 << 20));
-        run_ok("qemu-io", ["-f", "raw", "-c", &flushed, "-c", "flush", text(Path::new(&url))]);
-        let late = Command::new("qemu-io").args(["-f", "raw", "-t", "writeback", "-c", &open, &url]).output();
+        run_ok(
+            "qemu-io",
+            [
+                "-f",
+                "raw",
+                "-c",
+                &flushed,
+                "-c",
+                "flush",
+                text(Path::new(&url)),
+            ],
+        );
+        let late = Command::new("qemu-io")
+            .args(["-f", "raw", "-t", "writeback", "-c", &open, &url])
+            .output();
         assert!(late.is_ok());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -156,8 +286,14 @@ fn an_export_serves_what_was_flushed_after_a_kill() {
         let said = run_ok("qemu-io", ["-r", "-f", "qcow2", "-c", &read, text(&image)]);
         let overwritten = said.contains("Pattern verification failed");
         let read_late = format!("read -P 78 {offset} 1000");
-        let late_is_there = run_ok("qemu-io", ["-r", "-f", "qcow2", "-c", &read_late, text(&image)]);
-        assert!(!overwritten || !late_is_there.contains("verification failed"), "round {round}: {said}");
+        let late_is_there = run_ok(
+            "qemu-io",
+            ["-r", "-f", "qcow2", "-c", &read_late, text(&image)],
+        );
+        assert!(
+            !overwritten || !late_is_there.contains("verification failed"),
+            "round {round}: {said}"
+        );
     }
 }
 
@@ -172,7 +308,10 @@ fn an_export_ends_in_order() {
         run_ok("nbdinfo", ["--size", &format!("{url}/disk")]);
     }
     terminate(&child);
-    assert_eq!(wait(&mut child, DEADLINE).and_then(|status| status.code()), Some(0));
+    assert_eq!(
+        wait(&mut child, DEADLINE).and_then(|status| status.code()),
+        Some(0)
+    );
 
     let (mut child, url) = export(&[text(&image), "--read-only"]);
     if have("qemu-io") {
@@ -180,7 +319,10 @@ fn an_export_ends_in_order() {
         assert!(!said.status.success(), "a read-only export takes no writes");
     }
     terminate(&child);
-    assert_eq!(wait(&mut child, DEADLINE).and_then(|status| status.code()), Some(0));
+    assert_eq!(
+        wait(&mut child, DEADLINE).and_then(|status| status.code()),
+        Some(0)
+    );
 }
 
 #[test]
@@ -192,7 +334,19 @@ fn what_is_not_supported_is_refused_by_name() {
     let image = dir.path().join("external.qcow2");
     let data = dir.path().join("external.raw");
     let option = format!("data_file={}", data.display());
-    run_ok("qemu-img", ["create", "-q", "-f", "qcow2", "-o", &option, text(&image), "1M"]);
+    run_ok(
+        "qemu-img",
+        [
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            &option,
+            text(&image),
+            "1M",
+        ],
+    );
     let refused = hub(&["export", "--listen", "127.0.0.1:0", text(&image)]);
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8_lossy(&refused.stderr).to_lowercase();
@@ -211,10 +365,24 @@ fn both_programs_end_as_they_say() {
     assert_eq!(hub(&["--version"]).status.code(), Some(0));
     assert_eq!(hub(&["serve", "--no-such-flag"]).status.code(), Some(2));
     assert_eq!(run(CLIENT, ["backup"]).status.code(), Some(2));
-    let nobody = run(CLIENT, ["backup", "--hub", "http://127.0.0.1:1", "--vm", "x", "--disk", "/dev/null"]);
+    let nobody = run(
+        CLIENT,
+        [
+            "backup",
+            "--hub",
+            "http://127.0.0.1:1",
+            "--vm",
+            "x",
+            "--disk",
+            "/dev/null",
+        ],
+    );
     assert_eq!(nobody.status.code(), Some(1));
     let dir = tempfile::tempdir().unwrap();
-    let exposed = run(HUB, ["serve", "--api", "0.0.0.0:0", "--data", text(dir.path())]);
+    let exposed = run(
+        HUB,
+        ["serve", "--api", "0.0.0.0:0", "--data", text(dir.path())],
+    );
     assert_eq!(exposed.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&exposed.stderr).contains("--insecure"));
     let missing: PathBuf = dir.path().join("none.qcow2");

@@ -30,9 +30,15 @@ impl Filesystem {
     pub(super) fn best() -> Self {
         let has = |tool: &str| {
             let places = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"];
-            places.iter().any(|place| Path::new(place).join(tool).is_file())
+            places
+                .iter()
+                .any(|place| Path::new(place).join(tool).is_file())
         };
-        if has("mke2fs") && has("debugfs") { Self::Ext4 } else { Self::Fat32 }
+        if has("mke2fs") && has("debugfs") {
+            Self::Ext4
+        } else {
+            Self::Fat32
+        }
     }
 
     /// As a reader would call it.
@@ -59,13 +65,27 @@ impl DemoDisk {
     ///
     /// # Errors
     /// When it cannot be written, or a tool of the filesystem fails.
-    pub(super) fn build(path: &Path, size_bytes: u64, filesystem: Filesystem, skip: usize) -> Result<Self> {
+    pub(super) fn build(
+        path: &Path,
+        size_bytes: u64,
+        filesystem: Filesystem,
+        skip: usize,
+    ) -> Result<Self> {
         let budget_bytes = size_bytes / 2;
         let files = files::pick(budget_bytes, 4_000, skip);
         ensure!(!files.is_empty(), "no readable files found on this machine");
-        let disk = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let disk = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
         disk.set_len(size_bytes)?;
-        let this = Self { path: path.to_owned(), size_bytes, filesystem, files };
+        let this = Self {
+            path: path.to_owned(),
+            size_bytes,
+            filesystem,
+            files,
+        };
         match filesystem {
             Filesystem::Fat32 => {
                 write_mbr(&disk, size_bytes, PartitionType::Fat32)?;
@@ -139,9 +159,18 @@ impl DemoDisk {
     /// Splits the files into (new content, deleted) for one round.
     fn plan(&self, round: usize) -> (Vec<RealFile>, Vec<RealFile>) {
         // Small files change most; the large ones stay, as they do on a real machine.
-        let small: Vec<_> = self.files.iter().filter(|file| file.len_bytes < 1 << 20).collect();
+        let small: Vec<_> = self
+            .files
+            .iter()
+            .filter(|file| file.len_bytes < 1 << 20)
+            .collect();
         let every = |step: usize, at: usize| {
-            small.iter().skip(at).step_by(step).map(|file| (*file).clone()).collect::<Vec<_>>()
+            small
+                .iter()
+                .skip(at)
+                .step_by(step)
+                .map(|file| (*file).clone())
+                .collect::<Vec<_>>()
         };
         (every(40, round), every(80, 20 + round))
     }
@@ -191,7 +220,13 @@ impl DemoDisk {
         }
         let commands = staging.path().join("commands");
         fs::write(&commands, removals + &script)?;
-        tool(Command::new("debugfs").arg("-w").arg("-f").arg(&commands).arg(self.ext4_device()))?;
+        tool(
+            Command::new("debugfs")
+                .arg("-w")
+                .arg("-f")
+                .arg(&commands)
+                .arg(self.ext4_device()),
+        )?;
         Ok(self.forget(&deleted, changed.len(), added.len()))
     }
 
@@ -204,7 +239,9 @@ impl DemoDisk {
         let mut offset = (u64::try_from(round)? * 131_072) % step;
         while offset < self.size_bytes {
             let len = usize::try_from((self.size_bytes - offset).min(4096))?;
-            let content: Vec<u8> = (0..len).map(|i| (i * 7 + round + 1).to_le_bytes()[0]).collect();
+            let content: Vec<u8> = (0..len)
+                .map(|i| (i * 7 + round + 1).to_le_bytes()[0])
+                .collect();
             disk.write_all_at(&content, offset)?;
             count.changed += 1;
             offset += step;
@@ -223,8 +260,13 @@ impl DemoDisk {
     }
 
     fn forget(&mut self, deleted: &[RealFile], changed: usize, added: usize) -> ChangeCount {
-        self.files.retain(|file| deleted.iter().all(|gone| gone.name != file.name));
-        ChangeCount { changed, added, deleted: deleted.len() }
+        self.files
+            .retain(|file| deleted.iter().all(|gone| gone.name != file.name));
+        ChangeCount {
+            changed,
+            added,
+            deleted: deleted.len(),
+        }
     }
 
     fn ext4_device(&self) -> String {
@@ -278,7 +320,11 @@ fn ext4_contents(image: &Path) -> Result<Contents> {
     for entry in fs::read_dir(target.path())? {
         let path = entry?.path();
         if path.is_file() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             contents.insert(name, fingerprint(&fs::read(&path)?));
         }
     }
@@ -296,7 +342,10 @@ fn fingerprint(data: &[u8]) -> u64 {
 fn new_content(file: &RealFile, round: usize) -> Vec<u8> {
     let mut content = fs::read(&file.source).unwrap_or_default();
     let mark = round.to_le_bytes()[0].wrapping_add(1);
-    content.iter_mut().step_by(256).for_each(|byte| *byte = byte.wrapping_add(mark));
+    content
+        .iter_mut()
+        .step_by(256)
+        .for_each(|byte| *byte = byte.wrapping_add(mark));
     content
 }
 
@@ -307,10 +356,18 @@ fn parent(path: &Path) -> &Path {
 /// Runs a tool of the filesystem; what it says is shown only when it fails.
 fn tool(command: &mut Command) -> Result<()> {
     let sbin = "/usr/sbin:/sbin:/usr/local/sbin";
-    let path = std::env::var("PATH").map_or_else(|_| sbin.to_owned(), |path| format!("{path}:{sbin}"));
-    let output = command.env("PATH", path).output().with_context(|| format!("{command:?}"))?;
+    let path =
+        std::env::var("PATH").map_or_else(|_| sbin.to_owned(), |path| format!("{path}:{sbin}"));
+    let output = command
+        .env("PATH", path)
+        .output()
+        .with_context(|| format!("{command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}: {said}", output.status);
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {said}",
+        output.status
+    );
     Ok(())
 }
 
@@ -331,7 +388,9 @@ mod tests {
         let after = disk.contents(&path).unwrap().unwrap();
         assert!(count.changed > 0 && count.added > 0 && count.deleted > 0);
         assert_eq!(after.len(), before.len() + count.added - count.deleted);
-        let changed = after.iter().filter(|(name, hash)| before.get(*name).is_some_and(|b| b != *hash));
+        let changed = after
+            .iter()
+            .filter(|(name, hash)| before.get(*name).is_some_and(|b| b != *hash));
         assert_eq!(changed.count(), count.changed);
     }
 
@@ -345,7 +404,10 @@ mod tests {
         if Filesystem::best() == Filesystem::Ext4 {
             round_trip(Filesystem::Ext4);
         } else {
-            assert!(std::env::var_os("CI").is_none(), "e2fsprogs are missing in CI");
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "e2fsprogs are missing in CI"
+            );
             eprintln!("SKIPPED: e2fsprogs are not installed");
         }
     }

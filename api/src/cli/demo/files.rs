@@ -53,12 +53,16 @@ pub(super) fn pick(budget_bytes: u64, count: usize, skip: usize) -> Vec<RealFile
 
 /// Visits regular files below `path` in name order until `visit` says no.
 fn walk(path: &Path, depth: usize, visit: &mut dyn FnMut(&Path, u64) -> bool) -> bool {
-    let Ok(meta) = fs::symlink_metadata(path) else { return true };
+    let Ok(meta) = fs::symlink_metadata(path) else {
+        return true;
+    };
     if meta.is_file() {
         return visit(path, meta.len());
     }
     // What cannot be listed is left out: the demo needs some real files, not all.
-    let Ok(entries) = fs::read_dir(path) else { return true };
+    let Ok(entries) = fs::read_dir(path) else {
+        return true;
+    };
     if !meta.is_dir() || depth > 8 {
         return true;
     }
@@ -69,7 +73,13 @@ fn walk(path: &Path, depth: usize, visit: &mut dyn FnMut(&Path, u64) -> bool) ->
 
 /// A name that every filesystem of the demo takes.
 fn plain_name(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     name.chars().map(plain).take(60).collect()
 }
 

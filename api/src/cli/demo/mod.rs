@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 
 /// Backs up real disks, changes them, backs up again, verifies and restores.
 #[derive(Debug, clap::Args)]
-pub struct DemoArgs {
+pub(super) struct DemoArgs {
     /// Disk images of your own (raw, or qcow2 named *.qcow2); they are copied, never changed.
     /// Without them the demo builds disks that hold real filesystems with real files
     images: Vec<PathBuf>,
@@ -38,10 +38,14 @@ pub struct DemoArgs {
 ///
 /// # Errors
 /// When any step fails, or any byte differs: the text names which.
-pub async fn run(args: DemoArgs) -> Result<()> {
+pub(super) async fn run(args: DemoArgs) -> Result<()> {
     let scratch = match &args.keep {
         Some(folder) => Scratch::Kept(empty_folder(folder)?),
-        None => Scratch::Temporary(tempfile::Builder::new().prefix("sendense-demo-").tempdir()?),
+        None => Scratch::Temporary(
+            tempfile::Builder::new()
+                .prefix("sendense-demo-")
+                .tempdir()?,
+        ),
     };
     story::tell(scratch.path(), &args.images, args.serve).await?;
     if let Scratch::Kept(folder) = &scratch {
@@ -69,6 +73,10 @@ impl Scratch {
 fn empty_folder(folder: &std::path::Path) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let occupied = std::fs::read_dir(folder)?.next().is_some();
-    anyhow::ensure!(!occupied, "{} is not empty: the demo wants a folder of its own", folder.display());
+    anyhow::ensure!(
+        !occupied,
+        "{} is not empty: the demo wants a folder of its own",
+        folder.display()
+    );
     Ok(std::fs::canonicalize(folder)?)
 }

@@ -69,7 +69,12 @@ impl Partition {
     /// When the disk's size cannot be read.
     pub(super) fn open(disk: File) -> io::Result<Self> {
         let len_bytes = disk.metadata()?.len().saturating_sub(PARTITION_START);
-        Ok(Self { disk, len_bytes, position: 0, pages: HashMap::new() })
+        Ok(Self {
+            disk,
+            len_bytes,
+            position: 0,
+            pages: HashMap::new(),
+        })
     }
 
     /// The page under the current position, and where in it the position is.
@@ -82,9 +87,11 @@ impl Partition {
                 self.pages.clear();
             }
             let start = number * PAGE_BYTES as u64;
-            let len = usize::try_from((self.len_bytes - start).min(PAGE_BYTES as u64)).expect("at most a page");
+            let len = usize::try_from((self.len_bytes - start).min(PAGE_BYTES as u64))
+                .expect("at most a page");
             let mut data = vec![0; len];
-            self.disk.read_exact_at(&mut data, PARTITION_START + start)?;
+            self.disk
+                .read_exact_at(&mut data, PARTITION_START + start)?;
             self.pages.insert(number, Page { data, dirty: false });
         }
         let page = self.pages.get_mut(&number).expect("it was put there above");
@@ -146,7 +153,8 @@ impl Seek for Partition {
             SeekFrom::End(delta) => self.len_bytes.checked_add_signed(delta),
             SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
         };
-        let before_start = || io::Error::new(io::ErrorKind::InvalidInput, "seek before the partition");
+        let before_start =
+            || io::Error::new(io::ErrorKind::InvalidInput, "seek before the partition");
         self.position = position.ok_or_else(before_start)?;
         Ok(self.position)
     }

@@ -20,15 +20,26 @@ pub(super) fn step(number: usize, text: &str) {
 /// `1.25 GiB`: the largest unit that fits, cut (never rounded up) after two digits.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let unit = (1..=UNITS.len()).rev().find(|unit| bytes >> (10 * unit) > 0);
-    let Some(unit) = unit else { return format!("{bytes} B") };
+    let unit = (1..=UNITS.len())
+        .rev()
+        .find(|unit| bytes >> (10 * unit) > 0);
+    let Some(unit) = unit else {
+        return format!("{bytes} B");
+    };
     let hundredths = (u128::from(bytes) * 100) >> (10 * unit);
-    format!("{}.{:02} {}", hundredths / 100, hundredths % 100, UNITS[unit - 1])
+    format!(
+        "{}.{:02} {}",
+        hundredths / 100,
+        hundredths % 100,
+        UNITS[unit - 1]
+    )
 }
 
 /// `312 MiB/s`.
 pub(super) fn rate(bytes: u64, elapsed: Duration) -> String {
-    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    let millis = u64::try_from(elapsed.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1);
     format!("{}/s", size(bytes.saturating_mul(1000) / millis))
 }
 
@@ -45,8 +56,16 @@ pub(super) fn chain(disk: DiskIndex, layers: &[ChainLayer]) {
         line(&format!("   image: {}", layer.path));
         line(&format!("   disk: {disk}"));
         line("   file format: qcow2");
-        line(&format!("   virtual size: {} ({} bytes)", size(layer.virtual_size_bytes), layer.virtual_size_bytes));
-        line(&format!("   file length: {} ({} bytes)", size(layer.file_size_bytes), layer.file_size_bytes));
+        line(&format!(
+            "   virtual size: {} ({} bytes)",
+            size(layer.virtual_size_bytes),
+            layer.virtual_size_bytes
+        ));
+        line(&format!(
+            "   file length: {} ({} bytes)",
+            size(layer.file_size_bytes),
+            layer.file_size_bytes
+        ));
         line(&format!("   cluster_size: {}", layer.cluster_size_bytes));
         if let Some(name) = &layer.backing_name {
             line(&format!("   backing file: {name}"));

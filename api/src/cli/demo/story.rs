@@ -37,7 +37,9 @@ pub(super) async fn tell(folder: &Path, images: &[PathBuf], serve: bool) -> Resu
     step(1, "Disks");
     let mut disks = prepare_disks(folder, images).await?;
 
-    let hub = hub::start(ServeConfig::ephemeral(folder.join("hub"))).await.context("start the hub")?;
+    let hub = hub::start(ServeConfig::ephemeral(folder.join("hub")))
+        .await
+        .context("start the hub")?;
     line(&format!("   hub: {}  {}", hub.api_url(), hub.nbd_url()));
 
     step(2, "Full backup, over NBD, of all disks");
@@ -57,7 +59,10 @@ pub(super) async fn tell(folder: &Path, images: &[PathBuf], serve: bool) -> Resu
         points.push(back_up(&hub, folder, &disks, round, BackupType::Incremental).await?);
     }
 
-    step(3 + INCREMENTS, "Every disk of every point, compared byte for byte with what it was");
+    step(
+        3 + INCREMENTS,
+        "Every disk of every point, compared byte for byte with what it was",
+    );
     for (number, point) in points.iter().enumerate() {
         verify(hub.engine(), number, point).await?;
     }
@@ -75,7 +80,10 @@ pub(super) async fn tell(folder: &Path, images: &[PathBuf], serve: bool) -> Resu
     step(6 + INCREMENTS, "What it took");
     summary(&points)?;
     if serve {
-        line(&format!("\nthe hub stays at {} until Ctrl-C", hub.api_url()));
+        line(&format!(
+            "\nthe hub stays at {} until Ctrl-C",
+            hub.api_url()
+        ));
         tokio::signal::ctrl_c().await?;
     }
     hub.stop().await;
@@ -89,12 +97,15 @@ async fn prepare_disks(folder: &Path, images: &[PathBuf]) -> Result<Vec<DemoDisk
     let mut disks = Vec::new();
     if images.is_empty() {
         let filesystems = [Filesystem::best(), Filesystem::Fat32];
-        for (index, (size_bytes, filesystem)) in DISK_SIZES.into_iter().zip(filesystems).enumerate() {
+        for (index, (size_bytes, filesystem)) in DISK_SIZES.into_iter().zip(filesystems).enumerate()
+        {
             let path = place.join(format!("disk-{index}.raw"));
             let skip = index * 500;
-            let disk = tokio::task::spawn_blocking(move || DemoDisk::build(&path, size_bytes, filesystem, skip))
-                .await?
-                .with_context(|| format!("build disk {index}"))?;
+            let disk = tokio::task::spawn_blocking(move || {
+                DemoDisk::build(&path, size_bytes, filesystem, skip)
+            })
+            .await?
+            .with_context(|| format!("build disk {index}"))?;
             let files = disk.files.iter().map(|file| file.len_bytes).sum();
             line(&format!(
                 "   disk-{index}.raw: {} {} in a partition, {} real files, {}",
@@ -108,13 +119,26 @@ async fn prepare_disks(folder: &Path, images: &[PathBuf]) -> Result<Vec<DemoDisk
     }
     for (index, image) in images.iter().enumerate() {
         let path = place.join(format!("disk-{index}.raw"));
-        let spec: SourceSpec = image.display().to_string().parse().map_err(anyhow::Error::msg)?;
+        let spec: SourceSpec = image
+            .display()
+            .to_string()
+            .parse()
+            .map_err(anyhow::Error::msg)?;
         let target = path.clone();
         let size_bytes = tokio::task::spawn_blocking(move || copy_source(&spec, &target))
             .await?
             .with_context(|| format!("copy {}", image.display()))?;
-        line(&format!("   disk-{index}.raw: {} from {}", size(size_bytes), image.display()));
-        disks.push(DemoDisk { path, size_bytes, filesystem: Filesystem::Unknown, files: Vec::new() });
+        line(&format!(
+            "   disk-{index}.raw: {} from {}",
+            size(size_bytes),
+            image.display()
+        ));
+        disks.push(DemoDisk {
+            path,
+            size_bytes,
+            filesystem: Filesystem::Unknown,
+            files: Vec::new(),
+        });
     }
     Ok(disks)
 }
@@ -123,7 +147,9 @@ async fn prepare_disks(folder: &Path, images: &[PathBuf]) -> Result<Vec<DemoDisk
 fn copy_source(spec: &SourceSpec, target: &Path) -> Result<u64> {
     let source = spec.open()?;
     let size_bytes = source.size_bytes();
-    copy_thin(size_bytes, target, |offset, into| Ok(source.read_at(offset, into)?))?;
+    copy_thin(size_bytes, target, |offset, into| {
+        Ok(source.read_at(offset, into)?)
+    })?;
     Ok(size_bytes)
 }
 
@@ -131,10 +157,16 @@ fn copy_source(spec: &SourceSpec, target: &Path) -> Result<u64> {
 fn copy_raw(from: &Path, to: &Path) -> Result<()> {
     let source = File::open(from)?;
     let size_bytes = source.metadata()?.len();
-    copy_thin(size_bytes, to, |offset, into| Ok(source.read_exact_at(into, offset)?))
+    copy_thin(size_bytes, to, |offset, into| {
+        Ok(source.read_exact_at(into, offset)?)
+    })
 }
 
-fn copy_thin(size_bytes: u64, to: &Path, read: impl Fn(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+fn copy_thin(
+    size_bytes: u64,
+    to: &Path,
+    read: impl Fn(u64, &mut [u8]) -> Result<()>,
+) -> Result<()> {
     let target = File::create_new(to)?;
     target.set_len(size_bytes)?;
     let mut buffer = vec![0; 1 << 20];
@@ -165,15 +197,23 @@ async fn back_up(
     for (index, disk) in disks.iter().enumerate() {
         let copy = place.join(format!("disk-{index}.raw"));
         copy_raw(&disk.path, &copy).with_context(|| format!("copy disk {index}"))?;
-        contents.push(disk.contents(&copy).with_context(|| format!("read the files of disk {index}"))?);
+        contents.push(
+            disk.contents(&copy)
+                .with_context(|| format!("read the files of disk {index}"))?,
+        );
         copies.push(copy);
     }
 
-    let sources = disks.iter().map(|disk| SourceSpec::Raw(disk.path.clone())).collect();
+    let sources = disks
+        .iter()
+        .map(|disk| SourceSpec::Raw(disk.path.clone()))
+        .collect();
     let mut options = BackupOptions::new(&hub.api_url(), VM, sources);
     options.backup_type = backup_type;
     options.state_dir = Some(folder.join("tracking"));
-    let report = backup_client::backup(options, &Silent).await.context("back up")?;
+    let report = backup_client::backup(options, &Silent)
+        .await
+        .context("back up")?;
     for disk in &report.disks {
         line(&format!(
             "   {}: {} sent, {} zero, {} unchanged, of {}",
@@ -197,7 +237,12 @@ async fn back_up(
         rate(total, report.elapsed)
     ));
     let id = BackupId::parse(&report.backup_id).map_err(anyhow::Error::from)?;
-    Ok(Point { report, id, copies, contents })
+    Ok(Point {
+        report,
+        id,
+        copies,
+        contents,
+    })
 }
 
 async fn verify(engine: &Engine, number: usize, point: &Point) -> Result<()> {
@@ -208,12 +253,19 @@ async fn verify(engine: &Engine, number: usize, point: &Point) -> Result<()> {
         match engine.compare_disk(&point.id, disk, copy).await? {
             Comparison::Equal { compared_bytes } => compared += compared_bytes,
             Comparison::Differs { offset } => {
-                bail!("point {number} ({}) disk {index} differs at offset {offset}", point.id)
+                bail!(
+                    "point {number} ({}) disk {index} differs at offset {offset}",
+                    point.id
+                )
             }
         }
     }
     let rate = rate(compared, started.elapsed());
-    line(&format!("   point {number} ({}): {} equal, {rate}", point.id, size(compared)));
+    line(&format!(
+        "   point {number} ({}): {} equal, {rate}",
+        point.id,
+        size(compared)
+    ));
     Ok(())
 }
 
@@ -223,26 +275,46 @@ async fn restore(engine: &Engine, folder: &Path, disks: &[DemoDisk], point: &Poi
     for (index, disk) in disks.iter().enumerate() {
         let target = place.join(format!("disk-{index}.raw"));
         let started = Instant::now();
-        let written = engine.restore_disk(&point.id, DiskIndex::new(u32::try_from(index)?), &target).await?;
+        let written = engine
+            .restore_disk(&point.id, DiskIndex::new(u32::try_from(index)?), &target)
+            .await?;
         let took = rate(disk.size_bytes, started.elapsed());
         let files = same_files(disk, &target, &point.contents[index])?;
         let equal = same_bytes(&target, &point.copies[index])?;
-        ensure!(equal, "the restored disk {index} of {} differs from the source", point.id);
-        line(&format!("   disk {index} of {}: {} written, {took}, equal to its source{files}", point.id, size(written)));
+        ensure!(
+            equal,
+            "the restored disk {index} of {} differs from the source",
+            point.id
+        );
+        line(&format!(
+            "   disk {index} of {}: {} written, {took}, equal to its source{files}",
+            point.id,
+            size(written)
+        ));
     }
     Ok(())
 }
 
 /// Reads every file of the restored filesystem and compares it with what it was.
 fn same_files(disk: &DemoDisk, restored: &Path, before: &Option<Contents>) -> Result<String> {
-    let Some(before) = before else { return Ok(String::new()) };
+    let Some(before) = before else {
+        return Ok(String::new());
+    };
     let copy = restored.with_extension("files");
     // Reading a filesystem may mark it as used: on a copy, so that the restored bytes stay what they are.
     copy_raw(restored, &copy)?;
     let after = disk.contents(&copy)?.context("the filesystem is known")?;
     std::fs::remove_file(&copy)?;
-    ensure!(&after == before, "the restored {} holds other files", disk.filesystem.name());
-    Ok(format!(", {} files of its {} read back equal", after.len(), disk.filesystem.name()))
+    ensure!(
+        &after == before,
+        "the restored {} holds other files",
+        disk.filesystem.name()
+    );
+    Ok(format!(
+        ", {} files of its {} read back equal",
+        after.len(),
+        disk.filesystem.name()
+    ))
 }
 
 fn same_bytes(left: &Path, right: &Path) -> Result<bool> {
@@ -267,8 +339,12 @@ fn same_bytes(left: &Path, right: &Path) -> Result<bool> {
 
 /// Bytes moved and stored per point, and the demo's promise: an increment moves a small part.
 fn summary(points: &[Point]) -> Result<()> {
-    line("   point  type         moved         stored        of disk       time    moved, of the full");
-    let full_moved = points.first().map_or(0, |point| point.report.sum(|disk| disk.sent_bytes));
+    line(
+        "   point  type         moved         stored        of disk       time    moved, of the full",
+    );
+    let full_moved = points
+        .first()
+        .map_or(0, |point| point.report.sum(|disk| disk.sent_bytes));
     for (number, point) in points.iter().enumerate() {
         let report = &point.report;
         let moved = report.sum(|disk| disk.sent_bytes);
@@ -295,5 +371,7 @@ fn summary(points: &[Point]) -> Result<()> {
 }
 
 fn disk_indexes(disks: &[DemoDisk]) -> Result<Vec<DiskIndex>> {
-    (0..disks.len()).map(|index| Ok(DiskIndex::new(u32::try_from(index)?))).collect()
+    (0..disks.len())
+        .map(|index| Ok(DiskIndex::new(u32::try_from(index)?)))
+        .collect()
 }
