@@ -19,7 +19,7 @@ mod tracker;
 
 pub use backup::{
     BackupOptions, BackupReport, BackupType, DEFAULT_CONNECTIONS, DiskReport, HubCounters,
-    Progress, Silent, Warning, backup,
+    Progress, Silent, Token, Warning, backup,
 };
 pub use error::{Error, ErrorKind};
 pub use source::{Run, Source, SourceSpec, Unchanged};

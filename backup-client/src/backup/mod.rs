@@ -5,7 +5,7 @@ mod progress;
 mod report;
 mod run;
 
-pub use options::{BackupOptions, BackupType, DEFAULT_CONNECTIONS};
+pub use options::{BackupOptions, BackupType, DEFAULT_CONNECTIONS, Token};
 pub use progress::{Progress, Silent};
 pub use report::{BackupReport, DiskReport, HubCounters, Warning};
 pub use run::backup;

@@ -1,5 +1,6 @@
 //! What the caller asks for.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ pub struct BackupOptions {
     /// Address of the hub, `http://HOST:PORT`.
     pub hub: String,
     /// Bearer token for the hub.
-    pub token: Option<String>,
+    pub token: Option<Token>,
     /// Name of the VM; registered where the hub does not know it.
     pub vm_name: String,
     /// The VM's disks in order: the first becomes `disk-2000`.
@@ -70,6 +71,28 @@ impl BackupOptions {
             ));
         }
         Ok(())
+    }
+}
+
+/// A secret that never shows in logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    pub(crate) fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Token {
+    fn from(secret: String) -> Self {
+        Self(secret)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(secret)")
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{BackupType, DEFAULT_CONNECTIONS, SourceSpec};
+use crate::{BackupType, DEFAULT_CONNECTIONS, SourceSpec, Token};
 
 /// Pushes the disks of VMs to a Sendense Hub.
 ///
@@ -34,7 +34,7 @@ pub(super) struct BackupArgs {
     pub(super) hub: String,
     /// Token for the hub.
     #[arg(long, env = "SENDENSE_TOKEN", hide_env_values = true)]
-    pub(super) token: Option<String>,
+    pub(super) token: Option<Token>,
     /// Name of the VM; registered if the hub does not know it.
     #[arg(long, value_name = "NAME")]
     pub(super) vm: String,

@@ -13,14 +13,14 @@ use super::views::{
 use crate::limits::{
     COMPLETE_TIMEOUT, COMPLETE_TRIES, CONNECT_TIMEOUT, MAX_REST_BODY_BYTES, REST_TIMEOUT,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Token};
 
 /// A hub that answers under `<base>/api/v1`.
 #[derive(Debug, Clone)]
 pub(crate) struct Hub {
     http: reqwest::Client,
     base: Url,
-    token: Option<String>,
+    token: Option<Token>,
 }
 
 /// A REST call that did not work out.
@@ -35,7 +35,7 @@ enum CallError {
 
 impl Hub {
     /// `url` is the hub's address without `/api/v1`.
-    pub(crate) fn new(url: &str, token: Option<String>) -> Result<Self, Error> {
+    pub(crate) fn new(url: &str, token: Option<Token>) -> Result<Self, Error> {
         let usage = |text: String| Error::new(ErrorKind::Usage, text);
         let base = Url::parse(url).map_err(|error| usage(format!("bad hub url={url}: {error}")))?;
         if base.scheme() != "http" || base.cannot_be_a_base() {
@@ -205,7 +205,7 @@ impl Hub {
         mut request: reqwest::RequestBuilder,
     ) -> Result<T, CallError> {
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            request = request.bearer_auth(token.secret());
         }
         let mut response = request.send().await.map_err(CallError::Transport)?;
         let status = response.status();

@@ -46,6 +46,7 @@ struct Facts {
     latest: Option<(String, BTreeMap<u32, String>)>,
     jobs: BTreeMap<String, Job>,
     cancelled: usize,
+    authorization: String,
 }
 
 #[derive(Debug)]
@@ -170,6 +171,11 @@ impl FakeHub {
         self.hub.facts.lock().cancelled
     }
 
+    /// What the last call that had one gave as its authorization.
+    pub(crate) fn authorization(&self) -> String {
+        self.hub.facts.lock().authorization.clone()
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.hub.calls.load(Ordering::SeqCst)
     }
@@ -205,6 +211,9 @@ fn router(hub: Arc<Hub>) -> Router {
 
 async fn count_calls(State(hub): State<Arc<Hub>>, request: Request, next: Next) -> Response {
     hub.calls.fetch_add(1, Ordering::SeqCst);
+    if let Some(value) = request.headers().get("authorization") {
+        hub.facts.lock().authorization = value.to_str().unwrap().to_owned();
+    }
     next.run(request).await
 }
 

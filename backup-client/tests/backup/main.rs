@@ -47,6 +47,7 @@ impl Scene {
             .map(|path| path.to_str().unwrap().parse().unwrap());
         BackupOptions {
             state_dir: Some(self.folder.path().join("state")),
+            token: Some("s3cret".to_owned().into()),
             ..BackupOptions::new(self.hub.url(), "web 01/ü", disks.collect())
         }
     }
@@ -334,6 +335,15 @@ async fn one_connection_where_the_server_promises_no_more() {
     scene.run(&[&disk]).await.unwrap();
     assert_eq!(scene.hub.content(0), content);
     assert_eq!(scene.hub.most_connections(), 1);
+}
+
+#[tokio::test]
+async fn the_token_is_sent_and_never_shown() {
+    let scene = Scene::new().await;
+    let disk = scene.disk("disk.img", &noise(15, MIB));
+    assert!(!format!("{:?}", scene.options(&[&disk])).contains("s3cret"));
+    scene.run(&[&disk]).await.unwrap();
+    assert_eq!(scene.hub.authorization(), "Bearer s3cret");
 }
 
 #[tokio::test]
