@@ -203,7 +203,7 @@ impl Listener {
         drop(socket);
         if let ListenAddress::Unix(path) = &address {
             // Somebody may have removed it before.
-            let _ = std::fs::remove_file(path);
+            let _ = tokio::fs::remove_file(path).await;
         }
         // A session drains its requests and then its queue; each has the drain time.
         let deadline = gate.limits().drain_timeout.saturating_mul(3);
@@ -242,7 +242,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 async fn remove_stale_socket(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
+            tokio::fs::remove_file(path).await
         }
         // Taken, absent, or no socket at all: binding tells which.
         _ => Ok(()),
