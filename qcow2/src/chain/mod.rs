@@ -1,0 +1,354 @@
+//! base..tip, read-only, flattened into one extent map: read cost does not grow with depth.
+
+mod flatten;
+mod layer;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::chain::flatten::{Piece, PieceSource};
+use crate::chain::layer::Layer;
+use crate::error::{Error, ErrorKind, unsupported};
+use crate::format::geometry::{HostOffset, to_u64, to_usize};
+use crate::format::limits::{
+    DEFAULT_CLUSTER_BITS, MAX_CACHED_EXTENTS, MAX_CHAIN_DEPTH, SPAN_CLUSTERS,
+};
+use crate::image::{BackingFormat, BackingName, Extent, ExtentKind, ImageInfo, push_extent};
+use crate::storage::{self, Storage};
+
+/// Decides which backing files may be opened, and opens them.
+pub trait Opener {
+    /// Opens `name`, which the image known as `of` records as its backing file. A name without format is the
+    /// opener's to decide: the content is never guessed at.
+    ///
+    /// # Errors
+    /// `NotFound`, `Refused`, `Io`: whatever the opener finds; [`Error::new`] makes them.
+    fn open_backing(&self, name: &BackingName, of: &str) -> Result<OpenedBacking, Error>;
+}
+
+/// A backing file, opened.
+#[derive(Debug)]
+pub struct OpenedBacking {
+    /// Its bytes.
+    pub storage: Arc<dyn Storage>,
+    /// A name that identifies the file, whatever way led to it; loops are found by it.
+    pub identity: String,
+    /// How to read it.
+    pub format: BackingFormat,
+    /// The sealed hashes of this layer, where there are any.
+    pub sidecar: Option<Arc<dyn Storage>>,
+}
+
+/// base..tip, read-only, flattened into one extent map: read cost does not grow with depth.
+#[derive(Debug)]
+pub struct Chain {
+    /// Tip first.
+    layers: Vec<Layer>,
+    span_bytes: u64,
+    spans: Mutex<Spans>,
+}
+
+/// Flattened spans that are remembered.
+#[derive(Debug, Default)]
+struct Spans {
+    known: HashMap<u64, (Arc<Vec<Piece>>, u64)>,
+    pieces: usize,
+    clock: u64,
+}
+
+impl Chain {
+    /// Opens a chain from its tip down.
+    ///
+    /// # Errors
+    /// `Refused` for a loop, a chain deeper than its limit, or a format other than the recorded one; `NotFound` and
+    /// others from the opener; `Unsupported` and `Corrupt` for what a header says.
+    pub fn open(
+        tip: Arc<dyn Storage>,
+        identity: &str,
+        format: BackingFormat,
+        opener: &dyn Opener,
+    ) -> Result<Self, Error> {
+        let identity = identity.to_owned();
+        Self::open_with(
+            OpenedBacking {
+                storage: tip,
+                identity,
+                format,
+                sidecar: None,
+            },
+            opener,
+        )
+    }
+
+    /// Opens a chain whose tip may have a sidecar of hashes, as [`Chain::open`].
+    ///
+    /// # Errors
+    /// As [`Chain::open`].
+    pub fn open_with(tip: OpenedBacking, opener: &dyn Opener) -> Result<Self, Error> {
+        let mut seen = BTreeSet::new();
+        let mut layers: Vec<Layer> = Vec::new();
+        let mut next = Some(tip);
+        while let Some(opened) = next {
+            if !seen.insert(opened.identity.clone()) {
+                return Err(refused(format!(
+                    "chain is a loop: image={}",
+                    opened.identity
+                )));
+            }
+            if layers.len() == MAX_CHAIN_DEPTH {
+                return Err(refused(format!(
+                    "chain is too deep: limit={MAX_CHAIN_DEPTH}"
+                )));
+            }
+            let layer = Layer::open(opened)?;
+            next = match &layer.info.backing {
+                None => None,
+                Some(name) => Some(open_backing(opener, name, &layer.identity)?),
+            };
+            layers.push(layer);
+        }
+        let finest = layers.iter().filter_map(Layer::cluster_size).min();
+        let span_bytes = finest.unwrap_or(1 << DEFAULT_CLUSTER_BITS) * SPAN_CLUSTERS;
+        Ok(Self {
+            layers,
+            span_bytes,
+            spans: Mutex::default(),
+        })
+    }
+
+    /// Bytes of the virtual disk, as the tip has it.
+    pub fn virtual_size_bytes(&self) -> u64 {
+        self.layers[0].info.virtual_size_bytes
+    }
+
+    /// Tip first: identity and facts of each layer.
+    pub fn layers(&self) -> Vec<(String, ImageInfo)> {
+        self.layers
+            .iter()
+            .map(|layer| (layer.identity.clone(), layer.info.clone()))
+            .collect()
+    }
+
+    /// Fills `into` from `offset`.
+    ///
+    /// # Errors
+    /// `OutOfRange`; `Unsupported` for compressed clusters; `Corrupt` for entries that cannot be; `Io`.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
+        self.check_range(offset, to_u64(into.len()))?;
+        let end = offset + to_u64(into.len());
+        self.visit(offset, end, |piece| {
+            let from = to_usize(piece.start - offset);
+            let part = &mut into[from..from + to_usize(piece.len_bytes)];
+            match piece.source {
+                PieceSource::Host(at) => {
+                    let layer = &self.layers[usize::from(piece.layer)];
+                    storage::read_padded(&*layer.storage, at, part)
+                }
+                PieceSource::Zero | PieceSource::Nothing => {
+                    part.fill(0);
+                    Ok(())
+                }
+                PieceSource::Compressed => Err(unsupported(format!(
+                    "reading compressed clusters is not supported: offset={} image={}",
+                    piece.start,
+                    self.layers[usize::from(piece.layer)].identity
+                ))),
+            }
+        })
+    }
+
+    /// Extents of a range, in order, without gaps.
+    ///
+    /// # Errors
+    /// `OutOfRange`; `Corrupt` for entries that cannot be; `Io`.
+    pub fn extents(&self, offset: u64, len_bytes: u64) -> Result<Vec<Extent>, Error> {
+        self.check_range(offset, len_bytes)?;
+        let mut extents = Vec::new();
+        self.visit(offset, offset + len_bytes, |piece| {
+            let (kind, host_offset) = match piece.source {
+                PieceSource::Host(at) => (ExtentKind::Data, Some(at.0)),
+                PieceSource::Compressed => (ExtentKind::Data, None),
+                PieceSource::Zero => (ExtentKind::Zero, None),
+                PieceSource::Nothing => (ExtentKind::Unallocated, None),
+            };
+            let Piece {
+                start,
+                len_bytes,
+                layer,
+                ..
+            } = piece;
+            let depth = u32::from(layer);
+            push_extent(
+                &mut extents,
+                Extent {
+                    offset: start,
+                    len_bytes,
+                    kind,
+                    depth,
+                    host_offset,
+                },
+            );
+            Ok(())
+        })?;
+        Ok(extents)
+    }
+
+    /// As `read`, with zeroes beyond the end: what a larger image on top sees.
+    pub(crate) fn read_padded(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
+        let present = self.present(offset, to_u64(into.len()));
+        let (inside, beyond) = into.split_at_mut(to_usize(present));
+        beyond.fill(0);
+        if inside.is_empty() {
+            Ok(())
+        } else {
+            self.read(offset, inside)
+        }
+    }
+
+    /// As `extents`, with nothing beyond the end: what a larger image on top sees.
+    pub(crate) fn extents_padded(&self, offset: u64, len_bytes: u64) -> Result<Vec<Extent>, Error> {
+        let present = self.present(offset, len_bytes);
+        let mut extents = if present == 0 {
+            Vec::new()
+        } else {
+            self.extents(offset, present)?
+        };
+        let beyond = Extent {
+            offset: offset + present,
+            len_bytes: len_bytes - present,
+            kind: ExtentKind::Unallocated,
+            depth: 0,
+            host_offset: None,
+        };
+        push_extent(&mut extents, beyond);
+        Ok(extents)
+    }
+
+    /// Whether anything else than zeroes may lie under a range, which may end beyond the disk.
+    pub(crate) fn may_have_data(&self, offset: u64, len_bytes: u64) -> Result<bool, Error> {
+        let mut found = false;
+        let present = self.present(offset, len_bytes);
+        self.visit(offset, offset + present, |piece| {
+            found |= matches!(piece.source, PieceSource::Host(_) | PieceSource::Compressed);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn present(&self, offset: u64, len_bytes: u64) -> u64 {
+        self.virtual_size_bytes()
+            .saturating_sub(offset)
+            .min(len_bytes)
+    }
+
+    fn check_range(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        let size = self.virtual_size_bytes();
+        if offset.checked_add(len_bytes).is_none_or(|end| end > size) {
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "range is not inside the disk: offset={offset} len={len_bytes} \
+                     virtual_size={size}"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Calls `with` for each piece of `offset..end`, cut to the range.
+    fn visit(
+        &self,
+        offset: u64,
+        end: u64,
+        mut with: impl FnMut(Piece) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut at = offset;
+        while at < end {
+            let pieces = self.span(at / self.span_bytes)?;
+            let first = pieces.partition_point(|piece| piece.start + piece.len_bytes <= at);
+            for piece in &pieces[first..] {
+                if piece.start >= end {
+                    break;
+                }
+                let cut = piece.cut(at.max(piece.start), end);
+                at = cut.start + cut.len_bytes;
+                with(cut)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn span(&self, index: u64) -> Result<Arc<Vec<Piece>>, Error> {
+        if let Some(known) = self.spans.lock().get(index) {
+            return Ok(known);
+        }
+        // Without the lock: two readers may flatten the same span once, nobody waits for another's IO.
+        let start = index * self.span_bytes;
+        let end = (start + self.span_bytes).min(self.virtual_size_bytes());
+        let pieces = Arc::new(flatten::flatten(&self.layers, start..end)?);
+        self.spans.lock().insert(index, pieces.clone());
+        Ok(pieces)
+    }
+}
+
+impl Spans {
+    fn get(&mut self, index: u64) -> Option<Arc<Vec<Piece>>> {
+        self.clock += 1;
+        let (pieces, used) = self.known.get_mut(&index)?;
+        *used = self.clock;
+        Some(pieces.clone())
+    }
+
+    fn insert(&mut self, index: u64, pieces: Arc<Vec<Piece>>) {
+        self.pieces += pieces.len();
+        if let Some((before, _)) = self.known.insert(index, (pieces, self.clock)) {
+            self.pieces -= before.len();
+        }
+        while self.pieces > MAX_CACHED_EXTENTS && self.known.len() > 1 {
+            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used);
+            let Some(oldest) = oldest.map(|(index, _)| *index) else {
+                break;
+            };
+            if let Some((dropped, _)) = self.known.remove(&oldest) {
+                self.pieces -= dropped.len();
+            }
+        }
+    }
+}
+
+fn open_backing(opener: &dyn Opener, name: &BackingName, of: &str) -> Result<OpenedBacking, Error> {
+    let opened = opener.open_backing(name, of)?;
+    if name.format.is_some_and(|format| format != opened.format) {
+        return Err(refused(format!(
+            "backing file was opened as another format than recorded: name={} recorded={} opened={}",
+            name.name,
+            name.format.map_or("", BackingFormat::as_str),
+            opened.format.as_str()
+        )));
+    }
+    Ok(opened)
+}
+
+fn refused(message: String) -> Error {
+    Error::new(ErrorKind::Refused, message)
+}
+
+impl Piece {
+    /// The part of this piece between two positions, which it reaches.
+    fn cut(&self, start: u64, end: u64) -> Self {
+        let skipped = start - self.start;
+        let source = match self.source {
+            PieceSource::Host(at) => PieceSource::Host(HostOffset(at.0 + skipped)),
+            other => other,
+        };
+        let len_bytes = (self.start + self.len_bytes).min(end) - start;
+        Self {
+            start,
+            len_bytes,
+            layer: self.layer,
+            source,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Every bound of this crate, with its reason.
+
+/// Smallest cluster: 512 bytes (qcow2 spec, `cluster_bits`).
+pub const MIN_CLUSTER_BITS: u32 = 9;
+/// Largest cluster: 2 MiB, the limit QEMU enforces.
+pub const MAX_CLUSTER_BITS: u32 = 21;
+/// Cluster size unless told: 64 KiB, QEMU's default and a good unit for hashing and cloning.
+pub const DEFAULT_CLUSTER_BITS: u32 = 16;
+/// Refcounts are at most 64 bits wide (qcow2 spec, `refcount_order`).
+pub const MAX_REFCOUNT_ORDER: u32 = 6;
+/// 16-bit refcounts: the only width of version 2 and the default of version 3.
+pub const DEFAULT_REFCOUNT_ORDER: u32 = 4;
+/// L1 tables above 32 MiB are refused, as QEMU does; 2 PiB of disk with 64 KiB clusters.
+pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Refcount tables above 8 MiB are refused, as QEMU does; 2 PiB of file with 64 KiB clusters.
+pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Longest backing file name (qcow2 spec).
+pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
+/// More internal snapshots than QEMU allows.
+pub const MAX_SNAPSHOTS: u32 = 65_536;
+/// The snapshot table as QEMU bounds it: 1 KiB for each of the snapshots it allows.
+pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
+/// Persistent bitmaps as QEMU bounds them.
+pub const MAX_BITMAPS: u32 = 65_535;
+/// The bitmap directory as QEMU bounds it: 64 bytes and a name for each bitmap it allows.
+pub const MAX_BITMAP_DIRECTORY_BYTES: u64 = 65_535 * 1024;
+/// A bitmap table covers at most this many clusters of bits; as QEMU bounds it.
+pub const MAX_BITMAP_TABLE_ENTRIES: u32 = 1 << 27;
+/// Host offsets have 56 bits (qcow2 spec, L1 and L2 entries).
+pub const MAX_HOST_OFFSET: u64 = 1 << 56;
+/// Longest seal: three identifiers and their JSON; the rest of cluster 0 belongs to others.
+pub const MAX_SEAL_BYTES: usize = 4096;
+
+/// Layers of a chain: every layer is an open file, and retention merges long before this.
+pub const MAX_CHAIN_DEPTH: usize = 256;
+/// Clusters of the finest layer that one flattened span covers: 512 MiB of disk with 64 KiB clusters,
+/// at most this many extents, 64 KiB of L2 read per layer.
+pub const SPAN_CLUSTERS: u64 = 8192;
+/// Extents kept over all flattened spans of a chain: 40 bytes each, 20 MiB together.
+pub const MAX_CACHED_EXTENTS: usize = 512 * 1024;
+
+/// Changed L2 tables in memory that force a commit: 32 MiB describe 256 GiB of disk.
+pub const MAX_DIRTY_L2_BYTES: u64 = 32 << 20;
+/// L2 tables kept in memory together, changed or not, before clean ones are dropped.
+pub const MAX_CACHED_L2_BYTES: u64 = 48 << 20;
+/// Changed refcount blocks in memory that force a commit.
+pub const MAX_DIRTY_REFCOUNT_BYTES: u64 = 8 << 20;
+/// Refcount blocks kept in memory together before clean ones are dropped.
+pub const MAX_CACHED_REFCOUNT_BYTES: u64 = 16 << 20;
+/// Clusters waiting to be freed by the next commit; more force one.
+pub const MAX_PENDING_FREES: usize = 256 * 1024;
+/// Runs of free clusters that are remembered for reuse; more stay free on disk, unused until the next open.
+pub const MAX_FREE_RUNS: usize = 64 * 1024;
+/// At open, refcount blocks looked at from the end of the file for the last cluster in use.
+pub const MAX_TRAILING_BLOCKS: usize = 64;
+
+/// Contiguous data from which on early writeback is worth a system call.
+pub const MIN_WRITEBACK_BYTES: u64 = 128 * 1024;
+/// Host clusters whose references one pass of `check` counts: 32 MiB of counters, 1 TiB of file
+/// with 64 KiB clusters; larger files take more passes.
+pub const CHECK_WINDOW_CLUSTERS: u64 = 16 << 20;
+/// Findings kept as text; all are counted.
+pub const MAX_FINDINGS: usize = 100;

@@ -1,0 +1,459 @@
+//! Refcounts in memory and the clusters they belong to.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, corrupt};
+use crate::format::geometry::{Geometry, HostCluster, HostOffset, to_u64, to_usize};
+use crate::format::header::{Header, REFCOUNT_TABLE_AT};
+use crate::format::limits::{
+    MAX_CACHED_REFCOUNT_BYTES, MAX_DIRTY_REFCOUNT_BYTES, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES,
+    MAX_TRAILING_BLOCKS,
+};
+use crate::format::{refcount, wire};
+use crate::plan::allocate::{ClusterRun, FreeSpace};
+use crate::plan::order::{Changes, Payload, Write, whole_sectors};
+use crate::storage::{self, Storage};
+
+#[derive(Debug)]
+struct Block {
+    bytes: Arc<Vec<u8>>,
+    dirty: bool,
+    /// Part of a commit under way: the file may not have it yet.
+    in_commit: bool,
+    used: u64,
+}
+
+/// The refcounts of an image: blocks as they are needed, the table as a whole.
+#[derive(Debug)]
+pub(crate) struct Allocator {
+    geometry: Geometry,
+    /// Offsets of the blocks, as stored; its length is the capacity of the table's clusters.
+    table: Vec<u64>,
+    table_at: ClusterRun,
+    /// Entries that differ from the file.
+    changed: BTreeSet<usize>,
+    moved: bool,
+    /// Former places of the table, free once the header on disk names the new one.
+    outgrown: Vec<ClusterRun>,
+    blocks: HashMap<u64, Block>,
+    space: FreeSpace,
+    clock: u64,
+    dirty_blocks: u64,
+}
+
+/// What a commit has to repeat if it fails.
+#[derive(Debug, Default)]
+pub(crate) struct AllocatorCommit {
+    blocks: Vec<u64>,
+    entries: BTreeSet<usize>,
+    moved: bool,
+}
+
+impl AllocatorCommit {
+    /// The table moves: its old place is free afterwards.
+    pub(crate) fn frees(&self) -> bool {
+        self.moved
+    }
+}
+
+impl Allocator {
+    /// An allocator for a file that is still empty, with room for `table_clusters` of table behind the header.
+    pub(crate) fn format(
+        geometry: Geometry,
+        table_clusters: u64,
+        storage: &dyn Storage,
+    ) -> Result<Self, Error> {
+        let table_at = ClusterRun {
+            start: HostCluster(1),
+            count: table_clusters,
+        };
+        let mut allocator =
+            Self::with_table(geometry, vec![], table_at, HostCluster(1 + table_clusters));
+        allocator.table = vec![0; to_usize(table_clusters * geometry.cluster_size() / 8)];
+        allocator.moved = true;
+        for cluster in 0..1 + table_clusters {
+            allocator.set(storage, HostCluster(cluster), 1)?;
+        }
+        Ok(allocator)
+    }
+
+    /// Loads the table of an existing file.
+    pub(crate) fn open(
+        header: &Header,
+        file_len: u64,
+        storage: &dyn Storage,
+    ) -> Result<Self, Error> {
+        let geometry = header.geometry;
+        let count = u64::from(header.refcount_table_clusters);
+        let at = header.refcount_table_offset;
+        let len_bytes = count * geometry.cluster_size();
+        if at.0 + len_bytes > file_len {
+            return Err(corrupt(format!(
+                "refcount table ends beyond the file: offset={:#x} len={len_bytes} \
+                 file_size={file_len}",
+                at.0
+            )));
+        }
+        let mut bytes = vec![0; to_usize(len_bytes)];
+        storage::read(storage, at, &mut bytes)?;
+        let table = wire::table(&bytes);
+        for raw in &table {
+            let block = refcount::parse_table_entry(*raw, &geometry)?;
+            if block.is_some_and(|block| block.0 >= file_len) {
+                return Err(corrupt(format!(
+                    "refcount block lies beyond the file: entry={raw:#x} file_size={file_len}"
+                )));
+            }
+        }
+        let table_at = ClusterRun {
+            start: geometry.host_cluster(at),
+            count,
+        };
+        let end = HostCluster(geometry.clusters_for(file_len));
+        let mut allocator = Self::with_table(geometry, table, table_at, end);
+        let used = allocator.last_in_use(storage)?;
+        allocator.space = FreeSpace::new(end.max(used));
+        Ok(allocator)
+    }
+
+    fn with_table(
+        geometry: Geometry,
+        table: Vec<u64>,
+        table_at: ClusterRun,
+        end: HostCluster,
+    ) -> Self {
+        Self {
+            geometry,
+            table,
+            table_at,
+            changed: BTreeSet::new(),
+            moved: false,
+            outgrown: Vec::new(),
+            blocks: HashMap::new(),
+            space: FreeSpace::new(end),
+            clock: 0,
+            dirty_blocks: 0,
+        }
+    }
+
+    /// The cluster after the last one with a refcount: allocated clusters may lie beyond the end of the file.
+    fn last_in_use(&mut self, storage: &dyn Storage) -> Result<HostCluster, Error> {
+        let entries = self.geometry.block_entries();
+        let order = self.geometry.refcount_order();
+        let present: Vec<u64> = (0..to_u64(self.table.len()))
+            .filter(|index| self.table[to_usize(*index)] != 0)
+            .collect();
+        for (seen, index) in present.iter().rev().enumerate() {
+            if seen == MAX_TRAILING_BLOCKS {
+                return Ok(HostCluster((index + 1) * entries));
+            }
+            let block = self.block(storage, *index)?;
+            let last = (0..to_usize(entries))
+                .rev()
+                .find(|slot| refcount::get(block, order, *slot) != 0);
+            if let Some(slot) = last {
+                return Ok(HostCluster(index * entries + to_u64(slot) + 1));
+            }
+        }
+        Ok(HostCluster(0))
+    }
+
+    /// The first cluster beyond everything that is allocated.
+    pub(crate) fn end(&self) -> HostCluster {
+        self.space.end()
+    }
+
+    /// Where the refcount table is.
+    pub(crate) fn table_at(&self) -> ClusterRun {
+        self.table_at
+    }
+
+    /// Whether so much has changed that it should be committed.
+    pub(crate) fn wants_commit(&self) -> bool {
+        self.dirty_blocks * self.geometry.cluster_size() > MAX_DIRTY_REFCOUNT_BYTES
+    }
+
+    /// Allocates `count` clusters in as few runs as there are, freed ones first.
+    pub(crate) fn allocate(
+        &mut self,
+        storage: &dyn Storage,
+        count: u64,
+    ) -> Result<Vec<HostCluster>, Error> {
+        self.check_end(count)?;
+        let clusters: Vec<_> = self
+            .space
+            .take(count)
+            .into_iter()
+            .flat_map(ClusterRun::clusters)
+            .collect();
+        for cluster in &clusters {
+            self.set(storage, *cluster, 1)?;
+        }
+        Ok(clusters)
+    }
+
+    /// Allocates `count` neighbouring clusters at the end of the file.
+    pub(crate) fn allocate_run(
+        &mut self,
+        storage: &dyn Storage,
+        count: u64,
+    ) -> Result<ClusterRun, Error> {
+        self.check_end(count)?;
+        let run = self.space.take_run(count);
+        for cluster in run.clusters() {
+            self.set(storage, cluster, 1)?;
+        }
+        Ok(run)
+    }
+
+    fn check_end(&self, count: u64) -> Result<(), Error> {
+        let limit = MAX_HOST_OFFSET >> self.geometry.cluster_bits();
+        if self.space.end().0.saturating_add(count) >= limit / 2 {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "image file is at its largest: clusters={}",
+                    self.space.end().0
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lowers the refcount of a cluster nothing durable refers to; at 0 the cluster may be handed out again.
+    pub(crate) fn release(
+        &mut self,
+        storage: &dyn Storage,
+        cluster: HostCluster,
+    ) -> Result<(), Error> {
+        let before = self.get(storage, cluster)?;
+        if before == 0 {
+            return Err(corrupt(format!(
+                "a cluster in use has no reference: offset={:#x}",
+                self.geometry.host_start(cluster).0
+            )));
+        }
+        self.set(storage, cluster, before - 1)?;
+        if before == 1 {
+            self.space.give(cluster);
+        }
+        Ok(())
+    }
+
+    fn get(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<u64, Error> {
+        let index = self.geometry.block_index(cluster);
+        if self
+            .table
+            .get(to_usize(index))
+            .is_none_or(|entry| *entry == 0)
+        {
+            return Ok(0);
+        }
+        let slot = self.geometry.block_slot(cluster);
+        let order = self.geometry.refcount_order();
+        Ok(refcount::get(self.block(storage, index)?, order, slot))
+    }
+
+    fn set(
+        &mut self,
+        storage: &dyn Storage,
+        cluster: HostCluster,
+        value: u64,
+    ) -> Result<(), Error> {
+        let index = self.geometry.block_index(cluster);
+        self.ensure_block(storage, index)?;
+        let slot = self.geometry.block_slot(cluster);
+        let order = self.geometry.refcount_order();
+        self.block(storage, index)?;
+        let block = self
+            .blocks
+            .get_mut(&index)
+            .expect("the block was just loaded");
+        let bytes: &mut Vec<u8> = Arc::make_mut(&mut block.bytes);
+        refcount::set(bytes, order, slot, value);
+        if !block.dirty {
+            block.dirty = true;
+            self.dirty_blocks += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a missing block. New blocks come from the end of the file, so that the clusters that describe
+    /// themselves always lie ahead and the recursion ends.
+    fn ensure_block(&mut self, storage: &dyn Storage, index: u64) -> Result<(), Error> {
+        if to_usize(index) >= self.table.len() {
+            self.grow_table(storage, index)?;
+        }
+        if self.table[to_usize(index)] != 0 {
+            return Ok(());
+        }
+        let place = self.space.take_run(1).start;
+        self.table[to_usize(index)] = self.geometry.host_start(place).0;
+        self.changed.insert(to_usize(index));
+        let bytes = Arc::new(vec![0; to_usize(self.geometry.cluster_size())]);
+        self.clock += 1;
+        let block = Block {
+            bytes,
+            dirty: true,
+            in_commit: false,
+            used: self.clock,
+        };
+        self.blocks.insert(index, block);
+        self.dirty_blocks += 1;
+        self.set(storage, place, 1)
+    }
+
+    /// Moves the table to a larger place at the end of the file.
+    fn grow_table(&mut self, storage: &dyn Storage, index: u64) -> Result<(), Error> {
+        let per_cluster = self.geometry.cluster_size() / 8;
+        let limit = MAX_REFCOUNT_TABLE_BYTES / self.geometry.cluster_size();
+        // The new table's own clusters must be covered, too: half as much again is far more than they need.
+        let needed = (index + 2).div_ceil(per_cluster);
+        let count = (needed + needed / 2 + 1).min(limit);
+        if count < needed {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("refcount table is at its limit: clusters={count}"),
+            ));
+        }
+        let old = self.table_at;
+        self.table.resize(to_usize(count * per_cluster), 0);
+        self.moved = true;
+        self.table_at = self.space.take_run(count);
+        for cluster in self.table_at.clusters() {
+            self.set(storage, cluster, 1)?;
+        }
+        self.outgrown.push(old);
+        Ok(())
+    }
+
+    fn block(&mut self, storage: &dyn Storage, index: u64) -> Result<&[u8], Error> {
+        self.clock += 1;
+        if !self.blocks.contains_key(&index) {
+            self.evict();
+            let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
+            let at = HostOffset(self.table[to_usize(index)]);
+            storage::read_padded(storage, at, &mut bytes)?;
+            let bytes = Arc::new(bytes);
+            let block = Block {
+                bytes,
+                dirty: false,
+                in_commit: false,
+                used: 0,
+            };
+            self.blocks.insert(index, block);
+        }
+        let block = self
+            .blocks
+            .get_mut(&index)
+            .expect("present or just inserted");
+        block.used = self.clock;
+        Ok(&block.bytes)
+    }
+
+    fn evict(&mut self) {
+        let limit = to_usize(MAX_CACHED_REFCOUNT_BYTES / self.geometry.cluster_size());
+        if self.blocks.len() < limit {
+            return;
+        }
+        let mut clean: Vec<(u64, u64)> = self
+            .blocks
+            .iter()
+            .filter(|(_, block)| !block.dirty && !block.in_commit)
+            .map(|(index, block)| (block.used, *index))
+            .collect();
+        clean.sort_unstable();
+        for (_, index) in clean.iter().take(clean.len().div_ceil(2)) {
+            self.blocks.remove(index);
+        }
+    }
+
+    /// Adds what changed to `changes` and takes it as written.
+    pub(crate) fn begin_commit(&mut self, changes: &mut Changes) -> AllocatorCommit {
+        let mut commit = AllocatorCommit {
+            blocks: Vec::new(),
+            entries: std::mem::take(&mut self.changed),
+            moved: std::mem::take(&mut self.moved),
+        };
+        for (index, block) in self.blocks.iter_mut().filter(|(_, block)| block.dirty) {
+            block.dirty = false;
+            block.in_commit = true;
+            commit.blocks.push(*index);
+            let at = HostOffset(self.table[to_usize(*index)]);
+            let payload = Payload::Bytes(block.bytes.clone());
+            changes.refcount_blocks.push(Write { at, payload });
+        }
+        self.dirty_blocks = 0;
+        self.push_table(&commit, changes);
+        commit
+    }
+
+    fn push_table(&self, commit: &AllocatorCommit, changes: &mut Changes) {
+        let at = self.geometry.host_start(self.table_at.start);
+        let mut ranges = Vec::new();
+        if commit.moved {
+            ranges.push(0..self.table.len());
+            let mut fields = at.0.to_be_bytes().to_vec();
+            let count = u32::try_from(self.table_at.count).expect("a table has at most 8 MiB");
+            fields.extend_from_slice(&count.to_be_bytes());
+            let payload = Payload::Bytes(Arc::new(fields));
+            changes.header.push(Write {
+                at: HostOffset(REFCOUNT_TABLE_AT),
+                payload,
+            });
+        } else {
+            for index in &commit.entries {
+                let range = whole_sectors(*index..*index + 1, self.table.len());
+                if ranges.last() != Some(&range) {
+                    ranges.push(range);
+                }
+            }
+        }
+        for range in ranges {
+            let at = HostOffset(at.0 + to_u64(range.start) * 8);
+            let part = Arc::new(self.table[range].to_vec());
+            let whole = 0..part.len();
+            changes.refcount_table.push(Write {
+                at,
+                payload: Payload::Entries(part, whole),
+            });
+        }
+    }
+
+    /// The commit is durable: tables that were outgrown may go.
+    pub(crate) fn end_commit(
+        &mut self,
+        storage: &dyn Storage,
+        commit: &AllocatorCommit,
+    ) -> Result<(), Error> {
+        for index in &commit.blocks {
+            if let Some(block) = self.blocks.get_mut(index) {
+                block.in_commit = false;
+            }
+        }
+        if commit.moved && !self.moved {
+            for run in std::mem::take(&mut self.outgrown) {
+                for cluster in run.clusters() {
+                    self.release(storage, cluster)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The commit failed: everything it took is still to be written.
+    pub(crate) fn undo_commit(&mut self, commit: AllocatorCommit) {
+        for index in commit.blocks {
+            if let Some(block) = self.blocks.get_mut(&index) {
+                block.in_commit = false;
+                if !block.dirty {
+                    block.dirty = true;
+                    self.dirty_blocks += 1;
+                }
+            }
+        }
+        self.changed.extend(commit.entries);
+        self.moved |= commit.moved;
+    }
+}

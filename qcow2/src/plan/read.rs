@@ -1,0 +1,115 @@
+//! What a range of L2 entries means for a reader: as few runs as possible.
+
+use crate::error::Error;
+use crate::format::geometry::{Geometry, GuestOffset, HostOffset};
+use crate::format::l2::L2Entry;
+
+/// Where the bytes of a run come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The file, from this position on.
+    Host(HostOffset),
+    /// Zeroes.
+    Zero,
+    /// What lies below.
+    Below,
+    /// A compressed cluster.
+    Compressed,
+}
+
+/// A range with one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First byte.
+    pub start: GuestOffset,
+    /// Never 0.
+    pub len_bytes: u64,
+    /// Where the bytes come from.
+    pub source: Source,
+}
+
+impl Run {
+    /// Whether `next` continues this run, in the guest and in the file.
+    fn takes(&self, next: &Self) -> bool {
+        if self.start.0 + self.len_bytes != next.start.0 {
+            return false;
+        }
+        match (self.source, next.source) {
+            (Source::Host(mine), Source::Host(theirs)) => mine.0 + self.len_bytes == theirs.0,
+            (Source::Compressed, _) => false,
+            (mine, theirs) => mine == theirs,
+        }
+    }
+}
+
+/// Appends a run, joined to the last one where it continues it.
+pub fn push(runs: &mut Vec<Run>, run: Run) {
+    if run.len_bytes == 0 {
+        return;
+    }
+    match runs.last_mut() {
+        Some(last) if last.takes(&run) => last.len_bytes += run.len_bytes,
+        _ => runs.push(run),
+    }
+}
+
+/// The runs of `start..end`; `entries` describe its clusters from the one that holds `start`.
+///
+/// # Errors
+/// `Corrupt` for an entry that cannot be.
+pub fn runs(
+    geometry: &Geometry,
+    version: u32,
+    start: GuestOffset,
+    end: GuestOffset,
+    entries: &[u64],
+) -> Result<Vec<Run>, Error> {
+    let mut runs = Vec::new();
+    let mut at = start;
+    for raw in entries {
+        if at >= end {
+            break;
+        }
+        let into = geometry.in_cluster(at.0);
+        let len_bytes = (geometry.cluster_size() - into).min(end.0 - at.0);
+        let source = match L2Entry::parse(*raw, version, geometry)? {
+            L2Entry::Unallocated => Source::Below,
+            L2Entry::Zero { .. } => Source::Zero,
+            L2Entry::Data(cell) => Source::Host(HostOffset(cell.offset.0 + into)),
+            L2Entry::Compressed { .. } => Source::Compressed,
+        };
+        push(
+            &mut runs,
+            Run {
+                start: at,
+                len_bytes,
+                source,
+            },
+        );
+        at.0 += len_bytes;
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_in_guest_and_file_become_one_run() {
+        let geometry = Geometry::new(9, 4, 1 << 20).unwrap();
+        let entries = [0x400 | 1 << 63, 0x600 | 1 << 63, 0xa00 | 1 << 63, 1, 1, 0];
+        let runs = runs(&geometry, 3, GuestOffset(100), GuestOffset(3000), &entries).unwrap();
+        let expected = [
+            (100, 924, Source::Host(HostOffset(0x400 + 100))),
+            (1024, 512, Source::Host(HostOffset(0xa00))),
+            (1536, 1024, Source::Zero),
+            (2560, 440, Source::Below),
+        ];
+        let found: Vec<_> = runs
+            .iter()
+            .map(|run| (run.start.0, run.len_bytes, run.source))
+            .collect();
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,206 @@
+//! A file in memory that remembers the order of things: it can be cut at any moment, as by a loss of power,
+//! and it can fail on demand.
+//!
+//! A cut keeps everything up to the last sync that had returned. Of the writes after it, each sector may be
+//! there or not, whatever their order was: the seed decides.
+
+use parking_lot::Mutex;
+
+use crate::format::geometry::{to_u64, to_usize};
+use crate::storage::{MemoryStorage, Storage, memory};
+
+/// Bytes that a disk writes at once or not at all.
+const SECTOR_BYTES: u64 = 512;
+
+#[derive(Debug, Clone)]
+enum Event {
+    Write { offset: u64, data: Vec<u8> },
+    SetLen(u64),
+    Sync,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: Vec<u8>,
+    log: Vec<Event>,
+    /// Writes until the next one fails; `None` never fails.
+    writes_left: Option<u64>,
+    failure: Option<std::io::ErrorKind>,
+}
+
+/// A file in memory that can be cut at any moment and can fail on demand.
+#[derive(Debug, Default)]
+pub struct FaultyStorage {
+    state: Mutex<State>,
+}
+
+impl FaultyStorage {
+    /// An empty file.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Events so far: the position to cut at.
+    pub fn position(&self) -> usize {
+        self.state.lock().log.len()
+    }
+
+    /// What a disk might hold if the power failed after the first `position` events.
+    pub fn cut(&self, position: usize, seed: u64) -> MemoryStorage {
+        let state = self.state.lock();
+        let events = &state.log[..position.min(state.log.len())];
+        let synced = events
+            .iter()
+            .rposition(|event| matches!(event, Event::Sync))
+            .unwrap_or(0);
+        let mut bytes = Vec::new();
+        for event in &events[..synced] {
+            apply(&mut bytes, event);
+        }
+        let mut rng = Rng(seed);
+        let mut rest: Vec<&Event> = events[synced..].iter().collect();
+        // Sectors of several writes to one place may arrive in any order.
+        for index in (1..rest.len()).rev() {
+            rest.swap(index, to_usize(rng.next() % to_u64(index + 1)));
+        }
+        let loss = rng.next() % 5;
+        for event in rest {
+            apply_in_part(&mut bytes, event, loss, &mut rng);
+        }
+        MemoryStorage::with_bytes(bytes)
+    }
+
+    /// Lets `writes` more writes through, then fails each one (and each sync) with `kind`.
+    pub fn fail_after(&self, writes: u64, kind: std::io::ErrorKind) {
+        let mut state = self.state.lock();
+        state.writes_left = Some(writes);
+        state.failure = Some(kind);
+    }
+
+    /// Stops failing.
+    pub fn heal(&self) {
+        let mut state = self.state.lock();
+        state.writes_left = None;
+        state.failure = None;
+    }
+}
+
+fn apply(bytes: &mut Vec<u8>, event: &Event) {
+    match event {
+        Event::Write { offset, data } => {
+            memory::write(bytes, *offset, data).expect("the write worked the first time");
+        }
+        Event::SetLen(len) => bytes.resize(to_usize(*len), 0),
+        Event::Sync => {}
+    }
+}
+
+/// Applies each sector with a chance of 1 - `loss`/4.
+fn apply_in_part(bytes: &mut Vec<u8>, event: &Event, loss: u64, rng: &mut Rng) {
+    let Event::Write { offset, data } = event else {
+        if rng.next() % 4 >= loss {
+            apply(bytes, event);
+        }
+        return;
+    };
+    let end = offset + to_u64(data.len());
+    let mut at = *offset;
+    while at < end {
+        let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(end);
+        if rng.next() % 4 >= loss {
+            let part = &data[to_usize(at - offset)..to_usize(next - offset)];
+            memory::write(bytes, at, part).expect("the write worked the first time");
+        }
+        at = next;
+    }
+}
+
+/// SplitMix64: enough chance for a test, without a dependency.
+#[derive(Debug)]
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+impl Storage for FaultyStorage {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        memory::read(&self.state.lock().bytes, offset, into)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let mut state = self.state.lock();
+        if let (Some(left), Some(kind)) = (state.writes_left, state.failure) {
+            if left == 0 {
+                return Err(kind.into());
+            }
+            state.writes_left = Some(left - 1);
+        }
+        memory::write(&mut state.bytes, offset, data)?;
+        state.log.push(Event::Write {
+            offset,
+            data: data.to_vec(),
+        });
+        Ok(())
+    }
+
+    fn len_bytes(&self) -> std::io::Result<u64> {
+        Ok(to_u64(self.state.lock().bytes.len()))
+    }
+
+    fn set_len(&self, len_bytes: u64) -> std::io::Result<()> {
+        let len = memory::end(len_bytes, 0)?;
+        let mut state = self.state.lock();
+        state.bytes.resize(len, 0);
+        state.log.push(Event::SetLen(len_bytes));
+        Ok(())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        let mut state = self.state.lock();
+        if let (Some(0), Some(kind)) = (state.writes_left, state.failure) {
+            return Err(kind.into());
+        }
+        state.log.push(Event::Sync);
+        Ok(())
+    }
+
+    fn start_writeback(&self, _offset: u64, _len_bytes: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_faulty_storage_without_faults_keeps_the_meaning_of_the_trait() {
+        crate::storage::suite::run(FaultyStorage::new);
+    }
+
+    #[test]
+    fn a_cut_keeps_what_was_synced_and_may_lose_the_rest() {
+        let storage = FaultyStorage::new();
+        storage.write_at(0, &[1; 1024]).unwrap();
+        storage.sync().unwrap();
+        storage.write_at(0, &[2; 1024]).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let bytes = storage.cut(storage.position(), seed).to_bytes();
+            assert_eq!(bytes.len(), 1024);
+            for sector in [&bytes[..512], &bytes[512..]] {
+                assert!(
+                    sector.iter().all(|byte| *byte == sector[0]),
+                    "sectors are not torn"
+                );
+            }
+            seen.insert((bytes[0], bytes[512]));
+        }
+        assert_eq!(seen.len(), 4, "each sector is old or new: {seen:?}");
+    }
+}
