@@ -58,14 +58,16 @@ impl FaultyStorage {
             apply(&mut bytes, event);
         }
         let mut rng = Rng(seed);
-        let mut rest: Vec<&Event> = events[synced..].iter().collect();
+        let mut rest = whole_sectors(bytes.clone(), &events[synced..]);
         // Sectors of several writes to one place may arrive in any order.
         for index in (1..rest.len()).rev() {
             rest.swap(index, to_usize(rng.next() % to_u64(index + 1)));
         }
         let loss = rng.next() % 5;
-        for event in rest {
-            apply_in_part(&mut bytes, event, loss, &mut rng);
+        for event in &rest {
+            if rng.next() % 4 >= loss {
+                apply(&mut bytes, event);
+            }
         }
         MemoryStorage::with_bytes(bytes)
     }
@@ -95,24 +97,27 @@ fn apply(bytes: &mut Vec<u8>, event: &Event) {
     }
 }
 
-/// Applies each sector with a chance of 1 - `loss`/4.
-fn apply_in_part(bytes: &mut Vec<u8>, event: &Event, loss: u64, rng: &mut Rng) {
-    let Event::Write { offset, data } = event else {
-        if rng.next() % 4 >= loss {
-            apply(bytes, event);
+/// The events as a disk sees them: sector by sector, each with all of its content at that time.
+fn whole_sectors(mut bytes: Vec<u8>, events: &[Event]) -> Vec<Event> {
+    let mut sectors = Vec::new();
+    for event in events {
+        apply(&mut bytes, event);
+        let Event::Write { offset, data } = event else {
+            sectors.push(event.clone());
+            continue;
+        };
+        let end = offset + to_u64(data.len());
+        for sector in offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES) {
+            let start = sector * SECTOR_BYTES;
+            let stop = to_usize(start + SECTOR_BYTES).min(bytes.len());
+            let data = bytes[to_usize(start)..stop].to_vec();
+            sectors.push(Event::Write {
+                offset: start,
+                data,
+            });
         }
-        return;
-    };
-    let end = offset + to_u64(data.len());
-    let mut at = *offset;
-    while at < end {
-        let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(end);
-        if rng.next() % 4 >= loss {
-            let part = &data[to_usize(at - offset)..to_usize(next - offset)];
-            memory::write(bytes, at, part).expect("the write worked the first time");
-        }
-        at = next;
     }
+    sectors
 }
 
 /// SplitMix64: enough chance for a test, without a dependency.
