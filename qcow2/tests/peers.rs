@@ -101,3 +101,246 @@ fn random_traces_are_clean_and_equal() {
         support::compare(&dir, &path, &model, seed);
     }
 }
+
+/// Images that QEMU made, of every cluster size and refcount width, with snapshots and bitmaps: we read them, write
+/// into them, and they stay clean, the snapshot included.
+#[test]
+fn images_of_qemu_are_read_and_written() {
+    if !support::has_qemu() {
+        return;
+    }
+    let seed = seed();
+    let mut rng = rng(seed);
+    let size = 3_000 * 512_u64;
+    let cases = [
+        ("compat=0.10", true),
+        ("compat=1.1,cluster_size=512,refcount_bits=64", true),
+        ("compat=1.1,cluster_size=512,refcount_bits=1", false),
+        ("compat=1.1,cluster_size=4096,refcount_bits=2", true),
+        ("compat=1.1,cluster_size=4096,refcount_bits=8", true),
+        ("compat=1.1,cluster_size=2M,refcount_bits=32", true),
+        ("compat=1.1,preallocation=metadata", true),
+        ("compat=1.1,lazy_refcounts=on", true),
+    ];
+    for (options, snapshot) in cases {
+        let dir = Dir::new();
+        let bytes = support::random_data(&mut rng, usize::try_from(size).unwrap());
+        let raw = dir.path("content.raw");
+        std::fs::write(&raw, &bytes).unwrap();
+        let path = dir.path("foreign.qcow2");
+        let target = support::text(&path);
+        let convert = ["convert", "-f", "raw", "-O", "qcow2", "-o", options];
+        support::must(
+            "qemu-img",
+            &[&convert[..], &[support::text(&raw), target]].concat(),
+        );
+        if snapshot {
+            support::must("qemu-img", &["snapshot", "-c", "before", target]);
+        }
+        let mut model = Model::new(size);
+        model.put(0, &bytes);
+
+        let image = Image::open(storage(&path), None).unwrap();
+        let mut read = vec![0; bytes.len()];
+        image.read(0, &mut read).unwrap();
+        assert!(read == bytes, "seed={seed} options={options}");
+        for _ in 0..60 {
+            random_request(&mut rng, &image, &mut model);
+        }
+        image.flush().unwrap();
+        drop(image);
+        support::check_clean(&path, seed);
+        support::compare(&dir, &path, &model, seed);
+        if snapshot {
+            support::must("qemu-img", &["snapshot", "-a", "before", target]);
+            let mut before = Model::new(size);
+            before.put(0, &bytes);
+            support::compare(&dir, &path, &before, seed);
+        }
+    }
+}
+
+/// A persistent bitmap is never left valid over data it does not know of.
+#[test]
+fn bitmaps_are_invalidated() {
+    if !support::has_qemu() {
+        return;
+    }
+    let dir = Dir::new();
+    let path = dir.path("bitmap.qcow2");
+    let target = support::text(&path);
+    support::must("qemu-img", &["create", "-f", "qcow2", target, "16M"]);
+    support::must(
+        "qemu-img",
+        &["bitmap", "--add", "--enable", target, "changes"],
+    );
+    support::check_clean(&path, 0);
+    let image = Image::open(storage(&path), None).unwrap();
+    image.write(0, b"unseen").unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let info = support::must("qemu-img", &["info", target]);
+    assert!(
+        !info.contains("name: changes") || info.contains("in-use"),
+        "{info}"
+    );
+}
+
+/// What a hostile or damaged image holds gives an answer or an error, never a panic.
+#[test]
+fn damaged_images_do_not_panic() {
+    let seed = seed();
+    let mut rng = rng(seed);
+    let options = CreateOptions {
+        virtual_size_bytes: 1 << 20,
+        cluster_size_bytes: 4096,
+        backing: None,
+    };
+    let whole = Arc::new(qcow2::MemoryStorage::new());
+    let image = Image::create(whole.clone(), &options, None).unwrap();
+    image.write(5000, &[7; 100_000]).unwrap();
+    image.write_zeroes(40_000, 20_000, true).unwrap();
+    image.flush().unwrap();
+    let whole = whole.to_bytes();
+    for _ in 0..4000 {
+        let mut bytes = whole.clone();
+        for _ in 0..rng.usize(1..4) {
+            // Header, refcount table, L1, refcount block and L2 lie in the first clusters.
+            let at = if rng.bool() {
+                rng.usize(0..120)
+            } else {
+                rng.usize(0..bytes.len())
+            };
+            bytes[at] = if rng.bool() {
+                rng.u8(..)
+            } else {
+                1 << rng.u8(0..8)
+            };
+        }
+        if rng.u8(0..8) == 0 {
+            bytes.truncate(rng.usize(0..whole.len()));
+        }
+        let damaged = Arc::new(qcow2::MemoryStorage::with_bytes(bytes));
+        let _ = qcow2::check(&*damaged);
+        let folder = Folder("/nonexistent".into());
+        let chain = Chain::open(damaged.clone(), "tip", BackingFormat::Qcow2, &folder);
+        if let Ok(chain) = chain {
+            let len = chain.virtual_size_bytes().min(1 << 20);
+            let _ = chain.read(0, &mut vec![0; usize::try_from(len).unwrap()]);
+            let _ = chain.extents(0, len);
+        }
+        if let Ok(image) = Image::open(damaged, None) {
+            let _ = image.write(4000, &[1; 9000]);
+            let _ = image.write_zeroes(0, image.virtual_size_bytes().min(1 << 20), false);
+            let _ = image.flush();
+        }
+    }
+}
+
+/// A chain of images with their own cluster sizes and lengths: every point reads as QEMU reads it.
+#[test]
+fn every_point_of_a_chain_is_equal() {
+    if !support::has_qemu() {
+        return;
+    }
+    let seed = seed();
+    let mut rng = rng(seed);
+    let dir = Dir::new();
+    let mut bytes = support::make_base(&dir, "raw", "0", 900 * 512, &mut rng);
+    let mut below: Option<(String, BackingFormat)> = Some(("0".into(), BackingFormat::Raw));
+    for depth in 1..12_u32 {
+        let (name, format) = below.take().unwrap();
+        let chain = Chain::open(
+            storage(&dir.path(&name)),
+            &name,
+            format,
+            &Folder(dir.root()),
+        )
+        .unwrap();
+        assert_eq!(chain.layers().len(), usize::try_from(depth).unwrap());
+        let mut read = vec![0; bytes.len()];
+        chain.read(0, &mut read).unwrap();
+        assert!(read == bytes, "seed={seed} depth={depth}");
+        let extents = chain.extents(0, bytes.len() as u64).unwrap();
+        assert_eq!(
+            extents.iter().map(|extent| extent.len_bytes).sum::<u64>(),
+            bytes.len() as u64
+        );
+
+        let size = rng.u64(600..1400) * 512;
+        bytes.resize(usize::try_from(size).unwrap(), 0);
+        let mut model = Model::new(size);
+        model.put(0, &bytes);
+        let options = CreateOptions {
+            virtual_size_bytes: size,
+            cluster_size_bytes: 512 << rng.u32(0..8),
+            backing: backing(&name, format),
+        };
+        let path = dir.path(&depth.to_string());
+        let image = Image::create(storage(&path), &options, Some(Arc::new(chain))).unwrap();
+        for _ in 0..6 {
+            random_request(&mut rng, &image, &mut model);
+        }
+        image.flush().unwrap();
+        drop(image);
+        support::check_clean(&path, seed);
+        support::compare(&dir, &path, &model, seed);
+        bytes = model.bytes().to_vec();
+        below = Some((depth.to_string(), BackingFormat::Qcow2));
+    }
+}
+
+/// Loops, depth, missing files and formats are refused by name.
+#[test]
+fn chains_that_cannot_be_are_refused() {
+    struct Same;
+    impl qcow2::Opener for Same {
+        fn open_backing(
+            &self,
+            name: &BackingName,
+            of: &str,
+        ) -> Result<qcow2::OpenedBacking, qcow2::Error> {
+            let storage = Arc::new(qcow2::MemoryStorage::with_bytes(tip()));
+            // "loop" leads back to itself; "deep" never ends.
+            let identity = if of == "loop" {
+                of.into()
+            } else {
+                format!("{of}{}", name.name)
+            };
+            let format = if of == "raw" {
+                BackingFormat::Raw
+            } else {
+                BackingFormat::Qcow2
+            };
+            Ok(qcow2::OpenedBacking {
+                storage,
+                identity,
+                format,
+                sidecar: None,
+            })
+        }
+    }
+    fn tip() -> Vec<u8> {
+        let base = Arc::new(qcow2::MemoryStorage::new());
+        let folder = Folder("/nonexistent".into());
+        let chain = Chain::open(base, "base", BackingFormat::Raw, &folder).unwrap();
+        let storage = Arc::new(qcow2::MemoryStorage::new());
+        let options = CreateOptions {
+            virtual_size_bytes: 0,
+            cluster_size_bytes: 512,
+            backing: backing("b", BackingFormat::Qcow2),
+        };
+        Image::create(storage.clone(), &options, Some(Arc::new(chain))).unwrap();
+        storage.to_bytes()
+    }
+    for (identity, expected) in [
+        ("loop", "loop"),
+        ("deep", "too deep"),
+        ("raw", "another format"),
+    ] {
+        let storage = Arc::new(qcow2::MemoryStorage::with_bytes(tip()));
+        let error = Chain::open(storage, identity, BackingFormat::Qcow2, &Same).unwrap_err();
+        assert_eq!(error.kind(), qcow2::ErrorKind::Refused);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
