@@ -279,6 +279,13 @@ impl Header {
     }
 }
 
+/// The fields at [`REFCOUNT_TABLE_AT`]: they change together when the table moves.
+pub fn refcount_table_fields(at: HostOffset, clusters: u32) -> Vec<u8> {
+    let mut fields = at.0.to_be_bytes().to_vec();
+    fields.extend_from_slice(&clusters.to_be_bytes());
+    fields
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

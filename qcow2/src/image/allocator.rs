@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, corrupt};
 use crate::format::geometry::{Geometry, HostCluster, HostOffset, to_u64, to_usize};
-use crate::format::header::{Header, REFCOUNT_TABLE_AT};
+use crate::format::header::{self, Header, REFCOUNT_TABLE_AT};
 use crate::format::limits::{
     MAX_CACHED_REFCOUNT_BYTES, MAX_DIRTY_REFCOUNT_BYTES, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES,
     MAX_TRAILING_BLOCKS,
@@ -394,10 +394,8 @@ impl Allocator {
         let mut ranges = Vec::new();
         if commit.moved {
             ranges.push(0..self.table.len());
-            let mut fields = at.0.to_be_bytes().to_vec();
             let count = u32::try_from(self.table_at.count).expect("a table has at most 8 MiB");
-            fields.extend_from_slice(&count.to_be_bytes());
-            let payload = Payload::Bytes(Arc::new(fields));
+            let payload = Payload::Bytes(Arc::new(header::refcount_table_fields(at, count)));
             changes.header.push(Write {
                 at: HostOffset(REFCOUNT_TABLE_AT),
                 payload,

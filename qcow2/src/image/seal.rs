@@ -7,6 +7,7 @@ use crate::format::extension::{self, SEAL};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
 use crate::format::header::BACKING_NAME_AT;
 use crate::format::seal::Seal;
+use crate::format::wire;
 use crate::image::{Image, Opened, open_file};
 use crate::storage;
 
@@ -61,7 +62,7 @@ impl Image {
         storage::write(&*self.storage, HostOffset(to_u64(new_at)), name)?;
         storage::sync(&*self.storage)?;
         let place = HostOffset(BACKING_NAME_AT);
-        storage::write(&*self.storage, place, &to_u64(new_at).to_be_bytes())?;
+        storage::write(&*self.storage, place, &wire::table_bytes(&[to_u64(new_at)]))?;
         storage::sync(&*self.storage)?;
         // Where the list ended without a marker, the old name would be read as part of it.
         Ok(to_u64(extensions.end))
