@@ -2,6 +2,7 @@
 
 use engine::{Credential, Vm, VmDisk};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::utc;
@@ -23,10 +24,19 @@ pub struct VmContextView {
     pub datacenter: String,
     /// Credentials that reach it.
     pub credential_id: Option<i64>,
+    /// Empty: the hub does not ask the hypervisor.
+    pub power_state: String,
+    /// Empty: the hub does not ask the hypervisor.
+    pub os_type: String,
     /// UTC.
     pub created_at: String,
     /// UTC.
     pub updated_at: String,
+    /// Empty: the hub keeps no groups of VMs.
+    #[schema(value_type = Vec<Object>)]
+    pub groups: Vec<Value>,
+    /// Length of `groups`.
+    pub group_count: usize,
 }
 
 impl From<Vm> for VmContextView {
@@ -39,8 +49,12 @@ impl From<Vm> for VmContextView {
             vcenter_host: vm.vcenter_host,
             datacenter: vm.datacenter,
             credential_id: vm.credential_id,
+            power_state: String::new(),
+            os_type: String::new(),
             created_at: utc(vm.created_at),
             updated_at: utc(vm.updated_at),
+            groups: Vec::new(),
+            group_count: 0,
         }
     }
 }
@@ -82,19 +96,35 @@ impl VmContextListView {
     }
 }
 
-/// One VM with its disks.
+/// One VM with its disks. What belongs to replication is always empty: the hub only backs up.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct VmContextDetailView {
     /// The VM.
     pub context: VmContextView,
+    /// Null: no replication.
+    #[schema(value_type = Option<Object>)]
+    pub current_job: Option<Value>,
+    /// Empty: no replication.
+    #[schema(value_type = Vec<Object>)]
+    pub job_history: Vec<Value>,
     /// Its disks, by disk id.
     pub disks: Vec<VmDiskView>,
+    /// Empty: no replication.
+    #[schema(value_type = Vec<Object>)]
+    pub cbt_history: Vec<Value>,
+    /// Null: no replication.
+    #[schema(value_type = Option<Object>)]
+    pub last_operation: Option<Value>,
 }
 
 impl VmContextDetailView {
     pub(crate) fn new(vm: Vm, disks: Vec<VmDisk>) -> Self {
         Self {
             context: vm.into(),
+            current_job: None,
+            job_history: Vec::new(),
+            cbt_history: Vec::new(),
+            last_operation: None,
             disks: disks.into_iter().map(VmDiskView::from).collect(),
         }
     }

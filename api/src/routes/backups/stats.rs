@@ -2,12 +2,12 @@
 
 use axum::extract::State;
 
-use crate::error::{Backups, Refused};
+use crate::error::{Backups, Refused, none_if_unknown};
 use crate::extract::{Params, StatsQuery};
 use crate::routes::{Api, reply::Reply};
 use crate::views::{BackupsFailure, StatsView};
 
-/// Sums over the completed backups of a VM in a repository.
+/// Sums over the completed backups of a VM in a repository; zeros for a VM that is not known.
 #[utoipa::path(
     get,
     path = "/backups/stats",
@@ -23,6 +23,6 @@ pub(crate) async fn stats(
     State(api): State<Api>,
     Params(query): Params<StatsQuery>,
 ) -> Result<Reply<StatsView>, Refused<Backups>> {
-    let completed = api.engine.backups(query.check()?).await?;
+    let completed = none_if_unknown(api.engine.backups(query.check()?).await)?;
     Ok(Reply::ok(StatsView::of(&completed)))
 }
