@@ -1,0 +1,709 @@
+//! The REST contract against a real engine: shapes, codes and texts that clients rely on.
+#![expect(clippy::unwrap_used, reason = "a panic in a test is the report")]
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Method, Request};
+use engine::{Engine, EngineConfig, ManualClock, Secret};
+use serde_json::{Value, json};
+use time::macros::datetime;
+use tower::ServiceExt as _;
+
+/// A hub's router in a folder of its own; time stands still.
+struct Hub {
+    router: Router,
+    engine: Engine,
+    _data: tempfile::TempDir,
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        assert_eq!(
+            self.header("content-type"),
+            "application/json",
+            "{}",
+            self.text
+        );
+        assert!(
+            self.text.ends_with('\n'),
+            "JSON ends with a newline: {:?}",
+            self.text
+        );
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+impl Hub {
+    async fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(datetime!(2025-10-10 08:09:07 UTC)));
+        let config = EngineConfig {
+            data_dir: data.path().to_owned(),
+            database: None,
+            nbd_advertise: "127.0.0.1:10809".to_owned(),
+            node_url: "http://127.0.0.1:1".to_owned(),
+            // 32 zero bytes.
+            credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
+        };
+        let engine = Engine::open(config, clock.clone()).await.unwrap();
+        Self {
+            router: api::router(engine.clone(), clock),
+            engine,
+            _data: data,
+        }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(body, 1 << 22).await.unwrap();
+        Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            text: String::from_utf8(body.to_vec()).unwrap(),
+        }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap())
+            .await
+    }
+
+    async fn post(&self, path: &str, body: impl ToString) -> Answer {
+        let body = Body::from(body.to_string());
+        self.send(Request::post(path).body(body).unwrap()).await
+    }
+
+    async fn register(&self, vm_name: &str) -> String {
+        let answer = self.post("/api/v1/vm-contexts", vm(vm_name)).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.json()["context_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn start(&self, vm_name: &str, backup_type: &str) -> Answer {
+        let body = json!({
+            "vm_name": vm_name, "repository_id": "local", "backup_type": backup_type,
+            "transfer": "direct", "tags": {"who": "test"}
+        });
+        self.post("/api/v1/backups", body).await
+    }
+}
+
+fn vm(vm_name: &str) -> Value {
+    json!({
+        "vm_name": vm_name, "vm_path": format!("/DC/vm/{vm_name}"), "vcenter_host": "vc",
+        "disks": [
+            {"disk_id": "disk-2000", "capacity_bytes": 4 << 20, "label": "Hard disk 1"},
+            {"disk_id": "disk-2001", "capacity_bytes": 1 << 20}
+        ]
+    })
+}
+
+/// Names of an object in the order in which they were sent.
+fn names(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let (mut depth, mut key, mut quoted) = (0, String::new(), false);
+    for c in text.chars() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                if quoted {
+                    key.clear();
+                }
+            }
+            c if quoted => key.push(c),
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth -= 1,
+            ':' if depth == 1 => names.push(key.clone()),
+            _ => {}
+        }
+    }
+    names
+}
+
+#[tokio::test]
+async fn health_is_told_outside_and_inside_the_prefix() {
+    let hub = Hub::new().await;
+    for path in ["/health", "/api/v1/health"] {
+        let answer = hub.get(path).await;
+        assert_eq!(answer.status, 200);
+        let expected = json!({
+            "service": "SHA API", "status": "healthy", "timestamp": "2025-10-10T08:09:07Z",
+            "version": env!("CARGO_PKG_VERSION"), "database": "connected"
+        });
+        assert_eq!(answer.json(), expected);
+    }
+}
+
+#[tokio::test]
+async fn health_notices_a_database_that_is_gone() {
+    let hub = Hub::new().await;
+    hub.engine.shutdown().await;
+    let answer = hub.get("/health").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["database"], "disconnected");
+}
+
+#[tokio::test]
+async fn the_openapi_document_is_served() {
+    let hub = Hub::new().await;
+    let expected: Value = serde_json::from_str(&api::openapi_document()).unwrap();
+    for path in ["/openapi.json", "/api/v1/openapi.json"] {
+        assert_eq!(hub.get(path).await.json(), expected);
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_wrong_methods_are_refused_as_ever() {
+    let hub = Hub::new().await;
+    for path in [
+        "/",
+        "/nothing",
+        "/api/v1/nothing",
+        "/api/v1/backups/",
+        "/api/v1/backups/a/b",
+    ] {
+        let answer = hub.get(path).await;
+        assert_eq!(
+            (answer.status, answer.text.as_str()),
+            (404, "404 page not found\n"),
+            "{path}"
+        );
+        assert!(answer.header("content-type").starts_with("text/plain"));
+    }
+    for (method, path) in [
+        (Method::PUT, "/api/v1/backups"),
+        (Method::POST, "/api/v1/backups/stats"),
+        (Method::DELETE, "/health"),
+    ] {
+        let request = Request::builder().method(&method).uri(path);
+        let answer = hub.send(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(
+            (answer.status, answer.text.as_str()),
+            (405, ""),
+            "{method} {path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn browsers_may_call() {
+    let hub = Hub::new().await;
+    let preflight = Request::builder()
+        .method(Method::OPTIONS)
+        .uri("/api/v1/backups")
+        .header("origin", "http://gui")
+        .header("access-control-request-method", "PATCH")
+        .header(
+            "access-control-request-headers",
+            "content-type,authorization",
+        );
+    let answer = hub.send(preflight.body(Body::empty()).unwrap()).await;
+    assert!((200..300).contains(&answer.status));
+    assert_eq!(answer.header("access-control-allow-origin"), "*");
+    for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        assert!(
+            answer
+                .header("access-control-allow-methods")
+                .contains(method),
+            "{method}"
+        );
+    }
+    let headers = answer.header("access-control-allow-headers").to_lowercase();
+    assert!(headers.contains("content-type") && headers.contains("authorization"));
+    assert_eq!(
+        hub.get("/health")
+            .await
+            .header("access-control-allow-origin"),
+        "*"
+    );
+}
+
+#[tokio::test]
+async fn a_start_is_refused_with_the_texts_of_the_contract() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let ok = |field: &str, value: Value| {
+        let mut body = json!({
+            "vm_name": "web", "repository_id": "local", "backup_type": "full", "transfer": "direct"
+        });
+        body[field] = value;
+        body.to_string()
+    };
+    let cases = [
+        (String::new(), 400, "invalid request body"),
+        ("{".to_owned(), 400, "invalid request body"),
+        ("[]".to_owned(), 400, "invalid request body"),
+        (ok("vm_name", json!(7)), 400, "invalid request body"),
+        (ok("tags", json!(["a"])), 400, "invalid request body"),
+        (ok("tags", json!({"a": 1})), 400, "invalid request body"),
+        (ok("vm_name", json!("")), 400, "vm_name is required"),
+        (
+            ok("repository_id", json!("")),
+            400,
+            "repository_id is required",
+        ),
+        (
+            ok("backup_type", json!("weekly")),
+            400,
+            "backup_type must be 'full' or 'incremental'",
+        ),
+        (
+            ok("transfer", json!("post")),
+            400,
+            "transfer must be 'node' or 'direct'",
+        ),
+        (ok("vm_name", json!("nobody")), 404, "VM not found"),
+        (
+            ok("repository_id", json!("nowhere")),
+            404,
+            "repository not found",
+        ),
+        (
+            ok("backup_type", json!("incremental")),
+            400,
+            "no previous backup found",
+        ),
+    ];
+    for (body, status, error) in cases {
+        let answer = hub.post("/api/v1/backups", &body).await;
+        assert_eq!(answer.status, status, "{body}: {}", answer.text);
+        assert_eq!(
+            names(&answer.text),
+            ["error", "details", "timestamp"],
+            "{body}"
+        );
+        let refusal = answer.json();
+        assert_eq!(refusal["error"], error, "{body}");
+        assert_eq!(refusal["timestamp"], "", "{body}");
+    }
+    assert_eq!(
+        hub.get("/api/v1/backups").await.json()["total"],
+        0,
+        "refusals leave no backup"
+    );
+}
+
+#[tokio::test]
+async fn a_body_has_a_limit() {
+    let hub = Hub::new().await;
+    let long = json!({"vm_name": "x".repeat(api::limits::MAX_BODY_BYTES)});
+    let answer = hub.post("/api/v1/backups", long).await;
+    assert_eq!(answer.status, 413, "{}", answer.text);
+    assert_eq!(answer.json()["error"], "invalid request body");
+}
+
+#[tokio::test]
+async fn a_backup_has_its_shape_from_start_to_cancel() {
+    let hub = Hub::new().await;
+    let context = hub.register("web").await;
+    let answer = hub.start("web", "full").await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let started = answer.json();
+    let id = started["backup_id"].as_str().unwrap().to_owned();
+    assert_eq!(started["status"], "started");
+    assert_eq!(started["vm_context_id"], context.as_str());
+    assert_eq!(
+        (&started["type"], &started["backup_type"]),
+        (&json!("full"), &json!("full"))
+    );
+    assert_eq!(started["created_at"], "2025-10-10T08:09:07Z");
+    assert_eq!(started["tags"], json!({"who": "test"}));
+    assert_eq!(started["disks_count"], 2);
+    let disks = started["disk_results"].as_array().unwrap();
+    let mut targets = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let export = disk["nbd_export_name"].as_str().unwrap();
+        assert!(export.ends_with(&format!("disk{index}")), "{export}");
+        assert_eq!(disk["disk_id"], index);
+        assert_eq!(disk["nbd_port"], 10809);
+        assert_eq!(disk["status"], "prepared");
+        assert!(disk["qemu_nbd_pid"].is_u64() && disk["qcow2_path"].is_string());
+        let url = format!("nbd://127.0.0.1:10809/{export}");
+        assert_eq!(disk["nbd_url"], url.as_str());
+        targets.push(format!("{}:{url}", 2000 + index));
+    }
+    assert_eq!(started["nbd_targets_string"], targets.join(","));
+
+    let shown = hub.get(&format!("/api/v1/backups/{id}")).await;
+    let order = names(&shown.text);
+    let head = [
+        "backup_id",
+        "vm_context_id",
+        "vm_name",
+        "disk_results",
+        "nbd_targets_string",
+        "backup_type",
+        "type",
+        "repository_id",
+        "status",
+    ];
+    assert_eq!(order[..head.len()], head);
+    assert_eq!(shown.json()["disk_results"], Value::Null);
+    assert_eq!(shown.json()["nbd_targets_string"], "");
+    assert_eq!(shown.json()["status"], "running");
+
+    let second = hub.start("web", "full").await;
+    assert_eq!(
+        second.status, 409,
+        "one running backup per VM: {}",
+        second.text
+    );
+
+    let rows = hub.get(&format!("/api/v1/backups/{id}/disks")).await.json();
+    assert_eq!(rows["disks"][1]["disk_index"], 1);
+    assert_eq!(rows["disks"][1]["device_key"], 2001);
+    assert_eq!(rows["disks"][1]["capacity_bytes"], 1 << 20);
+    assert_eq!(rows["disks"][1]["status"], "running");
+    assert_eq!(rows["count"], 2);
+
+    let cancel = format!("/api/v1/backups/{id}/cancel");
+    let cancelled = hub.post(&cancel, "").await;
+    assert_eq!(
+        (cancelled.status, &cancelled.json()["status"]),
+        (200, &json!("cancelled"))
+    );
+    assert_eq!(hub.post(&cancel, "").await.status, 409);
+    assert_eq!(
+        hub.get(&format!("/api/v1/backups/{id}")).await.json()["status"],
+        "cancelled"
+    );
+    let complete = json!({"change_id": "52 a/1", "disk_id": 0});
+    let late = hub
+        .post(&format!("/api/v1/backups/{id}/complete"), complete)
+        .await;
+    assert_eq!(late.status, 409, "{}", late.text);
+}
+
+#[tokio::test]
+async fn completing_every_disk_completes_the_backup() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let id = hub.start("web", "full").await.json()["backup_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let complete = format!("/api/v1/backups/{id}/complete");
+    for disk in [0, 1] {
+        let change_id = format!("52 a{disk}/4");
+        let body = json!({"change_id": change_id, "disk_id": disk, "bytes_transferred": 0});
+        for repeat in 0..2 {
+            let answer = hub.post(&complete, &body).await;
+            assert_eq!(
+                answer.status, 200,
+                "disk {disk} repeat {repeat}: {}",
+                answer.text
+            );
+            let expected = json!({
+                "status": "completed", "backup_id": id, "change_id": change_id,
+                "message": "Backup completed successfully, change_id recorded",
+                "timestamp": "2025-10-10T08:09:07Z"
+            });
+            assert_eq!(answer.json(), expected);
+        }
+    }
+    let shown = hub.get(&format!("/api/v1/backups/{id}")).await.json();
+    assert_eq!(shown["status"], "completed");
+    assert_eq!(shown["completed_at"], "2025-10-10T08:09:07Z");
+
+    let answer = hub
+        .get("/api/v1/backups/changeid?vm_name=web&disk_id=1")
+        .await;
+    let expected = json!({
+        "change_id": "52 a1/4", "backup_job_id": id, "disk_id": "1",
+        "message": "Previous change_id found", "vm_name": "web"
+    });
+    assert_eq!(answer.json(), expected);
+
+    let stats = hub
+        .get("/api/v1/backups/stats?vm_name=web&repository_id=local")
+        .await
+        .json();
+    assert_eq!(stats["backup_count"], 1);
+    assert_eq!(stats["last_backup_at"], "2025-10-10T08:09:07Z");
+
+    let chain = hub.get("/api/v1/backups/web/chain?disk_id=1").await.json();
+    assert_eq!(chain["full_backup_id"], id.as_str());
+    assert_eq!(
+        (&chain["disk_id"], &chain["backup_count"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(chain["backups"][0]["backup_id"], id.as_str());
+
+    let auto = hub.start("web", "auto").await.json();
+    assert_eq!(auto["type"], "incremental");
+}
+
+#[tokio::test]
+async fn a_completion_is_refused_with_the_texts_of_the_contract() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let id = hub.start("web", "full").await.json()["backup_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let cases = [
+        (id.as_str(), "{".to_owned(), 400, "invalid request body"),
+        (
+            &id,
+            json!({"disk_id": "0"}).to_string(),
+            400,
+            "invalid request body",
+        ),
+        (
+            &id,
+            json!({"disk_id": 0}).to_string(),
+            400,
+            "missing change_id",
+        ),
+        (
+            &id,
+            json!({"change_id": "a/1", "disk_id": 9}).to_string(),
+            404,
+            "backup job not found",
+        ),
+        (
+            "backup-no-1",
+            json!({"change_id": "a/1"}).to_string(),
+            404,
+            "backup job not found",
+        ),
+        (
+            "..",
+            json!({"change_id": "a/1"}).to_string(),
+            404,
+            "backup job not found",
+        ),
+    ];
+    for (backup, body, status, error) in cases {
+        let answer = hub
+            .post(&format!("/api/v1/backups/{backup}/complete"), &body)
+            .await;
+        assert_eq!(answer.status, status, "{backup} {body}: {}", answer.text);
+        assert_eq!(answer.json()["error"], error, "{backup} {body}");
+    }
+    for path in [
+        "/api/v1/backups/backup-no-1",
+        "/api/v1/backups/%2e%2e%2fx/disks",
+    ] {
+        let answer = hub.get(path).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]),
+            (404, &json!("backup not found"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn change_ids_are_strings_whatever_happens() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let nothing = |disk: &str, vm: &str| {
+        json!({
+            "change_id": "", "disk_id": disk, "message": "No previous backup found", "vm_name": vm
+        })
+    };
+    let check = async |query: &str, expected: Value| {
+        let answer = hub.get(&format!("/api/v1/backups/changeid?{query}")).await;
+        assert_eq!((answer.status, answer.json()), (200, expected), "{query}");
+    };
+    check("vm_name=web", nothing("0", "web")).await;
+    check("vm_name=web&disk_id=3", nothing("3", "web")).await;
+    check("vm_name=n%C3%B6+one", nothing("0", "nö one")).await;
+    hub.start("web", "full").await;
+    check("vm_name=web&disk_id=0", nothing("0", "web")).await;
+
+    for (query, error) in [
+        ("", "missing vm_name"),
+        ("disk_id=x", "missing vm_name"),
+        ("vm_name=web&disk_id=x", "invalid disk_id"),
+        ("vm_name=web&disk_id=-1", "invalid disk_id"),
+    ] {
+        let answer = hub.get(&format!("/api/v1/backups/changeid?{query}")).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]),
+            (400, &json!(error)),
+            "{query}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_filter_of_the_list_must_hold() {
+    let hub = Hub::new().await;
+    let web = hub.register("web").await;
+    hub.register("db").await;
+    for name in ["web", "db"] {
+        assert_eq!(hub.start(name, "full").await.status, 200);
+    }
+    let count = async |query: &str| {
+        let answer = hub.get(&format!("/api/v1/backups?{query}")).await;
+        assert_eq!(names(&answer.text), ["backups", "total"], "{query}");
+        let list = answer.json();
+        (
+            list["backups"].as_array().unwrap().len(),
+            list["total"].as_u64().unwrap(),
+        )
+    };
+    assert_eq!(count("").await, (2, 2));
+    assert_eq!(count("vm_name=web").await, (1, 1));
+    assert_eq!(count(&format!("vm_context_id={web}")).await, (1, 1));
+    assert_eq!(count("vm_name=web&repository_id=other").await, (0, 0));
+    assert_eq!(
+        count("vm_name=web&repository_id=local&status=running").await,
+        (1, 1)
+    );
+    assert_eq!(count("status=completed").await, (0, 0));
+    assert_eq!(count("backup_type=incremental").await, (0, 0));
+    assert_eq!(count("limit=1").await, (1, 2));
+    assert_eq!(count("offset=1").await, (1, 2));
+    assert_eq!(count("offset=5").await, (0, 2));
+    let answer = hub.get("/api/v1/backups?limit=x").await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]),
+        (400, &json!("invalid limit"))
+    );
+}
+
+#[tokio::test]
+async fn a_vm_without_backups_has_empty_answers() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let expected = json!({"backup_count": 0, "total_size_bytes": 0, "last_backup_at": ""});
+    for vm in ["web", "nobody"] {
+        let stats = hub
+            .get(&format!(
+                "/api/v1/backups/stats?vm_name={vm}&repository_id=local"
+            ))
+            .await;
+        assert_eq!(
+            (stats.status, stats.json()),
+            (200, expected.clone()),
+            "{vm}"
+        );
+    }
+    let stats = hub.get("/api/v1/backups/stats?vm_name=web").await;
+    assert_eq!(
+        stats.json()["error"],
+        "vm_name and repository_id are required"
+    );
+    let chain = hub.get("/api/v1/backups/web/chain").await;
+    assert_eq!(chain.status, 200, "{}", chain.text);
+    assert_eq!(
+        (&chain.json()["backups"], &chain.json()["backup_count"]),
+        (&json!([]), &json!(0))
+    );
+    let wrong = hub.get("/api/v1/backups/web/chain?disk_id=x").await;
+    assert_eq!(
+        (wrong.status, &wrong.json()["error"]),
+        (400, &json!("invalid disk_id"))
+    );
+}
+
+#[tokio::test]
+async fn a_vm_is_registered_once_and_updated_after() {
+    let hub = Hub::new().await;
+    let context = hub.register("web").await;
+    let again = hub.post("/api/v1/vm-contexts", vm("web")).await;
+    assert_eq!(
+        (again.status, &again.json()["context_id"]),
+        (200, &json!(context))
+    );
+
+    let list = hub.get("/api/v1/vm-contexts").await.json();
+    assert_eq!(
+        (&list["count"], &list["vm_contexts"][0]["vm_name"]),
+        (&json!(1), &json!("web"))
+    );
+    for path in [format!("by-id/{context}"), "web".to_owned()] {
+        let shown = hub.get(&format!("/api/v1/vm-contexts/{path}")).await.json();
+        assert_eq!(shown["context"]["context_id"], context.as_str());
+        assert_eq!(shown["disks"][0]["disk_id"], "disk-2000");
+        assert_eq!(
+            (&shown["current_job"], &shown["job_history"]),
+            (&Value::Null, &json!([]))
+        );
+    }
+    let disks = hub
+        .get(&format!("/api/v1/vm-contexts/{context}/disks"))
+        .await
+        .json();
+    assert_eq!(
+        (&disks["count"], &disks["disks"][0]["size_gb"]),
+        (&json!(2), &json!(1))
+    );
+    let none = hub.get("/api/v1/vm-contexts/ctx-unknown/disks").await;
+    assert_eq!(
+        (none.status, none.json()),
+        (200, json!({"disks": [], "count": 0}))
+    );
+
+    let unknown = hub.get("/api/v1/vm-contexts/nobody").await;
+    assert_eq!(
+        (unknown.status, names(&unknown.text).join(",")),
+        (404, "error,timestamp".to_owned())
+    );
+    let wrong = hub
+        .post("/api/v1/vm-contexts", json!({"vm_name": ""}))
+        .await;
+    assert_eq!(
+        (wrong.status, &wrong.json()["error"]),
+        (400, &json!("vm_name is required"))
+    );
+}
+
+#[tokio::test]
+async fn a_password_goes_in_and_never_comes_out() {
+    let hub = Hub::new().await;
+    let body = json!({
+        "credential_name": "lab", "vcenter_host": "vc", "username": "u", "password": "s3cret"
+    });
+    let answer = hub.post("/api/v1/vmware-credentials", &body).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    assert!(answer.json()["id"].is_i64() && !answer.text.contains("s3cret"));
+    let taken = hub.post("/api/v1/vmware-credentials", &body).await;
+    assert_eq!(
+        (taken.status, taken.header("content-type")),
+        (409, "application/problem+json")
+    );
+    let missing = hub
+        .post("/api/v1/vmware-credentials", json!({"password": "s3cret"}))
+        .await;
+    assert_eq!(missing.status, 400);
+    let problem: Value = serde_json::from_str(&missing.text).unwrap();
+    assert_eq!(
+        (&problem["type"], &problem["status"]),
+        (&json!("about:blank"), &json!(400))
+    );
+    assert_eq!(problem["title"], "credential_name is required");
+}
+
+#[tokio::test]
+async fn a_fresh_hub_has_a_repository() {
+    let hub = Hub::new().await;
+    let list = hub.get("/api/v1/repositories").await.json();
+    assert_eq!(list["success"], true);
+    let local = &list["repositories"][0];
+    assert_eq!(
+        (&local["id"], &local["type"]),
+        (&json!("local"), &json!("local"))
+    );
+    assert_eq!(
+        (&local["enabled"], local["config"]["path"].is_string()),
+        (&json!(true), true)
+    );
+}
