@@ -55,4 +55,11 @@ fn usage_errors_exit_with_two_and_failures_with_one() {
     check(&["serve", "--config", "absent.toml"], 1, "path=absent.toml");
     check(&["serve", "--log", "]["], 1, "log filter");
     check(&["list", "--hub", "http://127.0.0.1:1"], 1, "ask the hub");
+    check(&["image", "info", "absent.qcow2"], 1, "path=");
+    check(&["image", "check", "absent.qcow2"], 1, "path=");
+    check(
+        &["image", "compare", "absent.qcow2", "absent.raw"],
+        2,
+        "path=",
+    );
 }

@@ -30,6 +30,15 @@ pub(crate) struct Export {
     #[arg(long, short, value_enum, conflicts_with_all = ["create", "discard_sink"])]
     format: Option<Format>,
 
+    /// Backing files may lie below this folder, too, not only below the image's own; may be given
+    /// several times.
+    #[arg(
+        long = "trust-root",
+        value_name = "DIR",
+        conflicts_with = "discard_sink"
+    )]
+    roots: Vec<PathBuf>,
+
     /// Where to listen, HOST:PORT or unix:PATH; may be given several times
     /// [default: 127.0.0.1:10809 unless --socket is given].
     #[arg(long, value_name = "ADDR", value_parser = listen)]
@@ -151,10 +160,11 @@ impl Export {
             Some(size_bytes) => Device::Create {
                 path: path.to_owned(),
                 size_bytes,
-                backing: (self.backing.clone()).map(|path| source(path, self.backing_format)),
+                backing: (self.backing.clone())
+                    .map(|path| source(path, self.backing_format, &self.roots)),
             },
             None => Device::Open {
-                source: source(path.to_owned(), self.format),
+                source: source(path.to_owned(), self.format, &self.roots),
                 read_only: self.read_only,
             },
         }
@@ -205,7 +215,7 @@ mod tests {
         let expected = Device::Create {
             path: "new.qcow2".into(),
             size_bytes: 3 << 29,
-            backing: Some(source("base.qcow2".into(), None)),
+            backing: Some(source("base.qcow2".into(), None, &[])),
         };
         assert_eq!(devices.unwrap()[0].device, expected);
         assert!(parse("--create 1G a b").unwrap().devices().is_err());

@@ -7,6 +7,7 @@ use clap::Args;
 use engine::standalone::{self, CheckReport};
 use serde::Serialize;
 
+use super::Common;
 use crate::cli::{failed, output};
 
 /// Check the structure of a qcow2 file.
@@ -35,16 +36,16 @@ struct Checked<'a> {
 }
 
 impl Check {
-    pub(super) async fn run(self, json: bool) -> ExitCode {
-        match self.look(json).await {
+    pub(super) async fn run(self, common: &Common) -> ExitCode {
+        match self.look(common).await {
             Ok(report) => verdict(&report),
             Err(error) => failed(&error),
         }
     }
 
-    async fn look(self, json: bool) -> anyhow::Result<CheckReport> {
+    async fn look(self, common: &Common) -> anyhow::Result<CheckReport> {
         let report = standalone::check(&self.path).await?;
-        match json {
+        match common.json {
             true => output::json(&Checked {
                 filename: self.path.display().to_string(),
                 format: "qcow2",

@@ -7,7 +7,7 @@ use clap::Args;
 use engine::{Comparison, standalone};
 use serde::Serialize;
 
-use super::{Format, source};
+use super::{Common, Format, source};
 use crate::cli::{failed, output};
 
 /// Compare what two images read as, each with all that is below it.
@@ -54,8 +54,8 @@ impl From<Comparison> for Compared {
 }
 
 impl Compare {
-    pub(super) async fn run(self, json: bool) -> ExitCode {
-        match self.look(json).await {
+    pub(super) async fn run(self, common: &Common) -> ExitCode {
+        match self.look(common).await {
             Ok(Comparison::Equal { .. }) => ExitCode::SUCCESS,
             Ok(Comparison::Differs { .. }) => ExitCode::from(1),
             Err(error) => {
@@ -65,11 +65,11 @@ impl Compare {
         }
     }
 
-    async fn look(self, json: bool) -> anyhow::Result<Comparison> {
-        let left = source(self.left, self.format);
-        let right = source(self.right, self.other_format);
+    async fn look(self, common: &Common) -> anyhow::Result<Comparison> {
+        let left = source(self.left, self.format, &common.roots);
+        let right = source(self.right, self.other_format, &common.roots);
         let comparison = standalone::compare(&left, &right).await?;
-        match (json, &comparison) {
+        match (common.json, &comparison) {
             (true, _) => output::json(&Compared::from(comparison))?,
             (false, Comparison::Equal { .. }) => output::line("images are identical")?,
             (false, Comparison::Differs { offset }) => {

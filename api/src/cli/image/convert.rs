@@ -6,7 +6,7 @@ use clap::Args;
 use engine::standalone::{self, ConvertImage, Converted};
 use serde::Serialize;
 
-use super::{CLUSTER_SIZE, Format, cluster_size, source};
+use super::{CLUSTER_SIZE, Common, Format, cluster_size, source};
 use crate::cli::{output, size};
 
 /// Write what an image reads as, with all that is below it, to a new raw or flat qcow2 file.
@@ -34,15 +34,15 @@ struct Written {
 }
 
 impl Convert {
-    pub(super) async fn run(self, json: bool) -> anyhow::Result<()> {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         let converted = standalone::convert(ConvertImage {
-            source: source(self.source, self.format),
+            source: source(self.source, self.format, &common.roots),
             target: self.target,
             format: self.output_format.into(),
             cluster_size_bytes: self.cluster_size,
         })
         .await?;
-        match json {
+        match common.json {
             true => output::json(&Written::from(converted))?,
             false => output::line(text(converted))?,
         }

@@ -6,7 +6,7 @@ use clap::Args;
 use engine::standalone::{self, CreateImage};
 
 use super::info::ImageInfo;
-use super::{CLUSTER_SIZE, Format, cluster_size, source};
+use super::{CLUSTER_SIZE, Common, Format, cluster_size, source};
 use crate::cli::{output, size};
 
 /// Make an empty qcow2 file; never overwrites.
@@ -29,16 +29,18 @@ pub(crate) struct Create {
 }
 
 impl Create {
-    pub(super) async fn run(self, json: bool) -> anyhow::Result<()> {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         let facts = standalone::create(CreateImage {
             path: self.path,
             size_bytes: self.size,
             cluster_size_bytes: self.cluster_size,
-            backing: self.backing.map(|path| source(path, self.backing_format)),
+            backing: self
+                .backing
+                .map(|path| source(path, self.backing_format, &common.roots)),
         })
         .await?;
         let info = ImageInfo::from(facts);
-        match json {
+        match common.json {
             true => output::json(&info)?,
             false => output::line(info.text())?,
         }

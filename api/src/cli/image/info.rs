@@ -6,7 +6,7 @@ use clap::Args;
 use engine::standalone::{self, ImageFacts};
 use serde::Serialize;
 
-use super::{Format, format_name, source};
+use super::{Common, Format, format_name, source};
 use crate::cli::{output, size};
 
 /// Facts of an image and of every image below it, tip first.
@@ -20,10 +20,10 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    pub(super) async fn run(self, json: bool) -> anyhow::Result<()> {
-        let chain = standalone::info(&source(self.path, self.format)).await?;
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
+        let chain = standalone::info(&source(self.path, self.format, &common.roots)).await?;
         let chain: Vec<_> = chain.into_iter().map(ImageInfo::from).collect();
-        if json {
+        if common.json {
             output::json(&chain)?;
         } else {
             let texts: Vec<_> = chain.iter().map(ImageInfo::text).collect();

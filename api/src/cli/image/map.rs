@@ -6,7 +6,7 @@ use clap::Args;
 use engine::standalone::{self, MapExtent};
 use serde::Serialize;
 
-use super::{Format, source};
+use super::{Common, Format, source};
 use crate::cli::output;
 
 /// Which image of the chain answers for which part of the device.
@@ -47,10 +47,10 @@ impl From<MapExtent> for Run {
 }
 
 impl Map {
-    pub(super) async fn run(self, json: bool) -> anyhow::Result<()> {
-        let extents = standalone::map(&source(self.path, self.format)).await?;
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
+        let extents = standalone::map(&source(self.path, self.format, &common.roots)).await?;
         let runs: Vec<_> = extents.into_iter().map(Run::from).collect();
-        match json {
+        match common.json {
             true => output::json(&runs)?,
             false => output::line(text(&runs))?,
         }

@@ -23,9 +23,8 @@ use super::{failed, logging};
 pub(crate) struct Image {
     #[command(subcommand)]
     verb: Verb,
-    /// Answer in JSON.
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,7 +40,7 @@ enum Verb {
 impl Image {
     /// Exit status: 0 and 1 as everywhere; `check` and `compare` say theirs.
     pub(crate) async fn run(self) -> ExitCode {
-        let json = self.json;
+        let common = &self.common;
         if let Err(error) = logging::start("warn") {
             return failed(&error);
         }
@@ -50,12 +49,12 @@ impl Image {
             Err(error) => failed(&error),
         };
         match self.verb {
-            Verb::Create(verb) => done(verb.run(json).await),
-            Verb::Info(verb) => done(verb.run(json).await),
-            Verb::Check(verb) => verb.run(json).await,
-            Verb::Map(verb) => done(verb.run(json).await),
-            Verb::Compare(verb) => verb.run(json).await,
-            Verb::Convert(verb) => done(verb.run(json).await),
+            Verb::Create(verb) => done(verb.run(common).await),
+            Verb::Info(verb) => done(verb.run(common).await),
+            Verb::Check(verb) => verb.run(common).await,
+            Verb::Map(verb) => done(verb.run(common).await),
+            Verb::Compare(verb) => verb.run(common).await,
+            Verb::Convert(verb) => done(verb.run(common).await),
         }
     }
 }
@@ -76,13 +75,25 @@ impl From<Format> for ImageFormat {
     }
 }
 
-/// An image and the format that was said for it.
-pub(super) fn source(path: PathBuf, format: Option<Format>) -> Source {
+/// An image, the format that was said for it, and where its backing files may lie.
+pub(super) fn source(path: PathBuf, format: Option<Format>, roots: &[PathBuf]) -> Source {
     Source {
         path,
         format: format.map(ImageFormat::from),
-        roots: Vec::new(),
+        roots: roots.to_vec(),
     }
+}
+
+/// How to answer, and whom to trust.
+#[derive(Debug, Args)]
+struct Common {
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Backing files may lie below this folder, too, not only below the image's own; may be given
+    /// several times.
+    #[arg(long = "trust-root", value_name = "DIR", global = true)]
+    roots: Vec<PathBuf>,
 }
 
 fn format_name(format: ImageFormat) -> &'static str {
