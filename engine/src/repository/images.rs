@@ -201,17 +201,16 @@ impl Repository {
             (path.manifest_partial(), path.manifest(), Needed::Always),
             (path.partial(), path.published().to_owned(), Needed::Always),
         ];
-        let published = names
-            .iter()
-            .try_for_each(|(from, to, needed)| self.rename_once(from, to, *needed));
-        published
+        self.refuse_taken_name(path)
+            .and_then(|()| {
+                names
+                    .iter()
+                    .try_for_each(|(from, to, needed)| self.rename_once(from, to, *needed))
+            })
             .and_then(|()| self.root.sync_directory(path.directory()))
             .map_err(|error| {
-                file_error(
-                    "failed to publish image",
-                    format!("image={}", path.published()),
-                    error,
-                )
+                let details = format!("image={}", path.published());
+                file_error("failed to publish image", details, error)
             })
     }
 
@@ -375,6 +374,14 @@ impl Repository {
                 error,
             )),
         }
+    }
+
+    /// Fails if another file has the name that a partial image is to get; nothing has been renamed then.
+    fn refuse_taken_name(&self, path: &ImagePath) -> io::Result<()> {
+        if self.root.exists(&path.partial())? && self.root.exists(path.published())? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        Ok(())
     }
 
     /// Renames unless it has been done before.

@@ -1,4 +1,4 @@
-//! Files that no row knows: partial ones are removed, published ones are only reported.
+//! Files that belong to nothing: partial ones are removed, published ones are only reported.
 
 use std::collections::HashSet;
 
@@ -19,8 +19,12 @@ pub(crate) struct SweepReport {
 }
 
 impl Repository {
-    /// Looks at every file. `claimed` are the images of all rows, in whatever state.
-    pub(crate) fn sweep(&self, claimed: &HashSet<ImagePath>) -> Result<SweepReport, Error> {
+    /// Looks at every file. `known` are the images of all rows, in whatever state; `written` those that a backup still writes.
+    pub(crate) fn sweep(
+        &self,
+        known: &HashSet<ImagePath>,
+        written: &HashSet<ImagePath>,
+    ) -> Result<SweepReport, Error> {
         let root = self.root();
         let names = root.files().map_err(|error| {
             file_error(
@@ -32,7 +36,7 @@ impl Repository {
         let mut report = SweepReport::default();
         for name in names {
             match owner(root.path(), &name) {
-                Some(Owner::Partial(image)) if !claimed.contains(&image) => {
+                Some(Owner::Partial(image)) if !written.contains(&image) => {
                     let removed = !self.is_in_use(&name) && matches!(root.remove(&name), Ok(true));
                     let list = if removed {
                         &mut report.removed
@@ -41,7 +45,7 @@ impl Repository {
                     };
                     list.push(name);
                 }
-                Some(Owner::Published(image)) if !claimed.contains(&image) => {
+                Some(Owner::Published(image)) if !known.contains(&image) => {
                     report.unknown.push(name);
                 }
                 _ => {}
@@ -96,12 +100,9 @@ mod tests {
         ] {
             repository.root().create_file(name).unwrap();
         }
-        let claimed = ["c/disk-0/b.qcow2", "c/disk-0/known.qcow2"];
-        let claimed = claimed
-            .iter()
-            .map(|name| repository.parse(name).unwrap())
-            .collect();
-        let report = repository.sweep(&claimed).unwrap();
+        let one = |name| HashSet::from([repository.parse(name).unwrap()]);
+        let (known, written) = (one("c/disk-0/known.qcow2"), one("c/disk-0/b.qcow2"));
+        let report = repository.sweep(&known, &written).unwrap();
         assert_eq!(
             report.removed,
             ["c/disk-0/a.qcow2.json.partial", "c/disk-0/a.qcow2.partial"]
@@ -110,7 +111,7 @@ mod tests {
         assert!(report.kept.is_empty());
         assert_eq!(repository.root().files().unwrap().len(), 6);
         assert_eq!(
-            repository.sweep(&claimed).unwrap().removed,
+            repository.sweep(&known, &written).unwrap().removed,
             Vec::<String>::new()
         );
     }
@@ -124,7 +125,7 @@ mod tests {
             .create_file("c/disk-0/a.qcow2.partial")
             .unwrap();
         file.lock().unwrap();
-        let report = repository.sweep(&HashSet::new()).unwrap();
+        let report = repository.sweep(&HashSet::new(), &HashSet::new()).unwrap();
         assert_eq!(report.kept, ["c/disk-0/a.qcow2.partial"]);
     }
 }

@@ -28,24 +28,13 @@ pub(crate) async fn end_backup(
     turn.has_ended = true;
     job.fence(&hub.exports).await;
     job.withdraw();
-    let recorded = hub
-        .catalog
-        .fail_backup(&job.id, ending, reason, hub.clock.now())
-        .await;
-    if let Err(error) = recorded {
+    if let Err(error) = record_end(hub, &job.id, ending, reason).await {
         tracing::error!(backup_id = %job.id, %error, "the end of a backup was not recorded");
     }
     hub.reached(Step::FailRecorded).await;
     let paths = job.disks.iter().map(|disk| disk.path.clone()).collect();
-    if let Err(error) = remove_files(
-        hub,
-        &job.id,
-        &job.repository,
-        paths,
-        Discard::Everything(job.id.clone()),
-    )
-    .await
-    {
+    let what = Discard::Everything(job.id.clone());
+    if let Err(error) = remove_files(hub, &job.id, &job.repository, paths, what).await {
         tracing::error!(backup_id = %job.id, %error, "files of an ended backup were not removed");
     }
     hub.jobs().remove(&job.id);
@@ -53,7 +42,22 @@ pub(crate) async fn end_backup(
     tracing::warn!(backup_id = %job.id, ?ending, reason, "backup ended without success");
 }
 
-/// Removes the files of a backup that has ended without success. May be repeated.
+/// Records that a backup has ended without success and that its files are to go. The intent comes first: a crash in between
+/// leaves a row that recovery looks at.
+pub(crate) async fn record_end(
+    hub: &Hub,
+    id: &BackupId,
+    ending: Ending,
+    reason: &str,
+) -> Result<(), Error> {
+    hub.catalog.set_intent(id, Some(Intent::Deleting)).await?;
+    hub.catalog
+        .fail_backup(id, ending, reason, hub.clock.now())
+        .await?;
+    Ok(())
+}
+
+/// Removes the files of a backup that has ended without success, and clears the intent. May be repeated.
 pub(crate) async fn remove_files(
     hub: &Hub,
     id: &BackupId,
@@ -61,7 +65,6 @@ pub(crate) async fn remove_files(
     paths: Vec<ImagePath>,
     what: Discard,
 ) -> Result<(), Error> {
-    hub.catalog.set_intent(id, Some(Intent::Deleting)).await?;
     let repository = Arc::clone(repository);
     blocking(move || {
         paths

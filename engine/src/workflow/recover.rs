@@ -10,13 +10,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::end_backup::remove_files;
+use super::end_backup::{record_end, remove_files};
 use super::hub::Hub;
 use super::publish::publish_files;
 use crate::blocking::blocking;
 use crate::catalog::{Ending, UnfinishedJob};
 use crate::error::Error;
-use crate::id::BackupId;
+use crate::id::{BackupId, RepositoryId};
 use crate::model::{Intent, JobStatus};
 use crate::repository::{Discard, ImagePath, ImageState, Repository};
 
@@ -73,7 +73,11 @@ async fn recover_job(hub: &Hub, job: &UnfinishedJob) -> Result<(), Error> {
                 .await?;
             }
         }
-        (JobStatus::Pending | JobStatus::Running, Some(Intent::Deleting) | None) => {
+        (JobStatus::Pending | JobStatus::Running, Some(Intent::Deleting)) => {
+            let what = Discard::Everything(id.clone());
+            fail(hub, id, &repository, paths, what, "hub restarted").await?;
+        }
+        (JobStatus::Pending | JobStatus::Running, None) => {
             fail(
                 hub,
                 id,
@@ -103,9 +107,15 @@ async fn fail(
     what: Discard,
     reason: &str,
 ) -> Result<(), Error> {
-    hub.catalog
-        .fail_backup(id, Ending::Failed, reason, hub.clock.now())
-        .await?;
+    if what == Discard::Partial {
+        // Without an intent: should the hub die now, the sweep takes the partial files, and nothing takes more.
+        let now = hub.clock.now();
+        hub.catalog
+            .fail_backup(id, Ending::Failed, reason, now)
+            .await?;
+    } else {
+        record_end(hub, id, Ending::Failed, reason).await?;
+    }
     remove_files(hub, id, repository, paths, what).await?;
     tracing::warn!(backup_id = %id, reason, "failed an unfinished backup");
     Ok(())
@@ -142,27 +152,27 @@ async fn all_sealed(
     .await
 }
 
-/// Removes partial files that no row knows, and reports published ones.
-async fn sweep(
-    hub: &Hub,
-    id: &crate::id::RepositoryId,
-    repository: Arc<Repository>,
-) -> Result<(), Error> {
+/// Removes partial files that no unfinished backup claims, and reports published ones that no row knows.
+async fn sweep(hub: &Hub, id: &RepositoryId, repository: Arc<Repository>) -> Result<(), Error> {
     let recorded = hub.catalog.image_paths(id).await?;
+    let unfinished = hub.catalog.unfinished_jobs().await?;
     let report = blocking(move || {
         // A recorded name that is no file of this repository claims nothing.
-        let claimed: HashSet<ImagePath> = recorded
-            .iter()
-            .filter_map(|path| repository.parse(path).ok())
+        let parse = |path: &String| repository.parse(path).ok();
+        let known: HashSet<ImagePath> = recorded.iter().filter_map(parse).collect();
+        let disks = unfinished.iter().flat_map(|job| &job.disks);
+        let written: HashSet<ImagePath> = disks
+            .filter_map(|disk| disk.image_path.as_ref())
+            .filter_map(parse)
             .collect();
-        repository.sweep(&claimed)
+        repository.sweep(&known, &written)
     })
     .await?;
     for file in &report.removed {
-        tracing::warn!(repository_id = %id, file, "removed a partial file that no backup knows");
+        tracing::warn!(repository_id = %id, file, "removed a partial file that no running backup writes");
     }
     for file in &report.kept {
-        tracing::warn!(repository_id = %id, file, "kept a partial file that no backup knows: it is in use");
+        tracing::warn!(repository_id = %id, file, "kept a partial file that no running backup writes: it is in use");
     }
     for file in &report.unknown {
         tracing::warn!(repository_id = %id, file, "found an image that no backup knows");

@@ -360,13 +360,14 @@ async fn qemu_agrees_with_a_published_chain() {
             return;
         }
         let info = qemu_img(&["info", "--backing-chain", "--output=json"], &image).unwrap();
-        assert_eq!(info.matches("\"virtual-size\"").count(), 2, "{info}");
+        let layers: Vec<serde_json::Value> = serde_json::from_str(&info).unwrap();
+        assert_eq!(layers.len(), 2, "{info}");
         let mut expected = new[n].clone();
         expected.resize(expected.len().next_multiple_of(512), 0);
         let raw = world.folder.path().join("expected.raw");
         std::fs::write(&raw, expected).unwrap();
         let raw = raw.to_str().unwrap();
-        qemu_img(&["compare", "-s", "-f", "raw", "-F", "qcow2", raw], &image).unwrap();
+        qemu_img(&["compare", "-f", "raw", "-F", "qcow2", raw], &image).unwrap();
     }
 }
 
