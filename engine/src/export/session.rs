@@ -10,7 +10,7 @@ use super::gate::Gate;
 use super::live::LiveExport;
 use crate::limits::EXTENT_QUERY_BYTES_MAX;
 
-/// A connection's view of a [`LiveExport`], bound to the writer generation in which it was opened.
+/// A connection's view of a served device, bound to the writer generation in which it was opened.
 pub struct OpenExport {
     live: Arc<LiveExport>,
     gate: Arc<Gate>,
