@@ -5,7 +5,8 @@ use crate::format::extension::Extensions;
 use crate::format::feature;
 use crate::format::geometry::{Geometry, HostOffset, to_usize};
 use crate::format::limits::{
-    MAX_BACKING_NAME_BYTES, MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
+    HEADER_READ_BYTES, MAX_BACKING_NAME_BYTES, MAX_HOST_OFFSET, MAX_L1_BYTES,
+    MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
 };
 use crate::format::wire;
 
@@ -23,6 +24,13 @@ pub const BACKING_NAME_AT: u64 = 8;
 const V2_BYTES: u32 = 72;
 const V3_MIN_BYTES: u32 = 104;
 const V3_BYTES: u32 = 112;
+
+/// Where this crate puts a backing name: behind everything else that other readers look at, so that extensions can
+/// grow in front. imago and qcow2-rs refuse a name that reaches the end of the cluster; one byte is left free.
+pub fn backing_name_place(geometry: &Geometry, name_len: usize) -> usize {
+    let area = to_usize(geometry.cluster_size().min(HEADER_READ_BYTES));
+    area.saturating_sub((name_len + 1).next_multiple_of(8))
+}
 
 /// The fixed fields, checked against each other; offsets are not yet compared with the file's length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,6 +297,19 @@ pub fn refcount_table_fields(at: HostOffset, clusters: u32) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_backing_name_ends_before_the_cluster_and_where_readers_look() {
+        for bits in 9..=21 {
+            let geometry = Geometry::new(bits, 4, 1 << 20).unwrap();
+            for len in [1, 7, 8, 9, 15, 16, 300] {
+                let end = backing_name_place(&geometry, len) + len;
+                let area = 65_536.min(1 << bits);
+                assert!(end < area && end + 9 > area, "bits={bits} len={len}");
+            }
+            assert!(bits > 9 || backing_name_place(&geometry, 600) == 0);
+        }
+    }
 
     fn header() -> Header {
         Header {

@@ -16,6 +16,8 @@ pub const MAX_L1_BYTES: u64 = 32 << 20;
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Longest backing file name (qcow2 spec).
 pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
+/// Part of the first cluster that other readers see of the header: qcow2-rs reads no more, however large the cluster.
+pub const HEADER_READ_BYTES: u64 = 64 << 10;
 /// More internal snapshots than QEMU allows.
 pub const MAX_SNAPSHOTS: u32 = 65_536;
 /// The snapshot table as QEMU bounds it: 1 KiB for each of the snapshots it allows.

@@ -11,7 +11,7 @@ use crate::chain::Chain;
 use crate::error::{Error, invalid};
 use crate::format::extension::{self, BACKING_FORMAT};
 use crate::format::geometry::{Geometry, HostOffset, to_u64, to_usize};
-use crate::format::header::Header;
+use crate::format::header::{Header, backing_name_place};
 use crate::format::limits::{
     DEFAULT_REFCOUNT_ORDER, MAX_BACKING_NAME_BYTES, MAX_REFCOUNT_TABLE_BYTES,
 };
@@ -121,7 +121,7 @@ fn header_cluster(header: &mut Header, backing: Option<&BackingName>) -> Result<
         if let Some(format) = backing.format {
             extensions = extension::encode(BACKING_FORMAT, format.as_str().as_bytes());
         }
-        name_at = cluster_size.saturating_sub(name.len().next_multiple_of(8));
+        name_at = backing_name_place(&header.geometry, name.len());
         header.backing_name = Some((name_at, name.len()));
     }
     let fixed = header.encode();

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, unsupported};
 use crate::format::extension::{self, SEAL};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
-use crate::format::header::BACKING_NAME_AT;
+use crate::format::header::{BACKING_NAME_AT, backing_name_place};
 use crate::format::seal::Seal;
 use crate::format::wire;
 use crate::image::{Image, Opened, open_file};
@@ -53,7 +53,7 @@ impl Image {
         }
         let no_room = || unsupported(format!("first cluster has no room for a seal: len={len}"));
         let (old_at, name_len) = header.backing_name.ok_or_else(no_room)?;
-        let new_at = cluster_size - name_len.next_multiple_of(8);
+        let new_at = backing_name_place(&header.geometry, name_len);
         // The old name must stay whole until the header on disk names the new place.
         if new_at < end || new_at < old_at + name_len {
             return Err(no_room());
