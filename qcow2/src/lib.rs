@@ -56,7 +56,8 @@ pub use chain::{Chain, OpenedBacking, Opener};
 pub use check::{CheckReport, check};
 #[cfg(feature = "io")]
 pub use image::{
-    BackingFormat, BackingName, CreateOptions, Extent, ExtentKind, Image, ImageInfo, WriteCounters,
+    BackingFormat, BackingName, CreateOptions, Elision, Extent, ExtentKind, Image, ImageInfo,
+    WriteCounters,
 };
 #[cfg(feature = "io")]
 pub use storage::{FaultyStorage, FileStorage, MemoryStorage, Storage};

@@ -9,8 +9,8 @@
 use std::sync::Arc;
 
 use qcow2::{
-    BackingFormat, BackingName, Chain, CreateOptions, Error, ErrorKind, FaultyStorage, Image,
-    MemoryStorage, OpenedBacking, Opener, Storage, check,
+    BackingFormat, BackingName, Chain, CreateOptions, Elision, Error, ErrorKind, FaultyStorage,
+    Image, MemoryStorage, OpenedBacking, Opener, Storage, check,
 };
 
 const SECTOR: usize = 512;
@@ -65,11 +65,13 @@ fn trace(seed: u64, with_parent: bool) -> u32 {
         flushed: vec![0; size],
         since: Vec::new(),
     };
+    let mut below = vec![0; size];
     let parent = with_parent.then(|| {
         let bytes: Vec<u8> = (0..size - 700)
             .map(|at| u8::try_from(at % 251).unwrap() | 1)
             .collect();
         model.now[..bytes.len()].copy_from_slice(&bytes);
+        below.clone_from(&model.now);
         let base = Arc::new(MemoryStorage::with_bytes(bytes));
         Arc::new(Chain::open(base, "base", BackingFormat::Raw, &NoOpener).unwrap())
     });
@@ -85,6 +87,7 @@ fn trace(seed: u64, with_parent: bool) -> u32 {
     };
     let storage = Arc::new(FaultyStorage::new());
     let image = Image::create(storage.clone(), &options, parent.clone()).unwrap();
+    let image = image.with_elision(Elision::Read);
 
     let mut milestones = Vec::new();
     let mut position = storage.position();
@@ -105,7 +108,12 @@ fn trace(seed: u64, with_parent: bool) -> u32 {
         let offset = rng.usize(0..size);
         let len = rng.usize(1..=(size - offset).min(20_000));
         let before = storage.position();
-        if rng.bool() {
+        if rng.u8(0..4) == 0 {
+            // What the parent has, of which some need not be stored.
+            let data = &below[offset..offset + len];
+            image.write(offset as u64, data).unwrap();
+            model.now[offset..offset + len].copy_from_slice(data);
+        } else if rng.bool() {
             let byte = rng.u8(0..=255);
             image.write(offset as u64, &vec![byte; len]).unwrap();
             model.now[offset..offset + len].fill(byte);

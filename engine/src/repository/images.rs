@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qcow2::{
-    BackingFormat, BackingName, Chain, CreateOptions, FileStorage, Image, ImageInfo, Seal, Storage,
+    BackingFormat, BackingName, Chain, CreateOptions, Elision, FileStorage, Image, ImageInfo, Seal,
+    Storage,
 };
 
 use super::error::{file_error, image_error};
@@ -165,7 +166,8 @@ impl Repository {
         };
         let created = Image::create(storage, &options, below)
             .map_err(|error| image_error(what, details(), error))?;
-        Ok(Arc::new(created))
+        // Published images do not change, so that what they have need not be stored again.
+        Ok(Arc::new(created.with_elision(Elision::Read)))
     }
 
     /// Makes an image complete and durable under its partial name, with its seal and its manifest. The image takes no

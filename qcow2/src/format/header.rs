@@ -147,7 +147,7 @@ impl Header {
     fn check_features(&self) -> Result<(), Error> {
         let bits = self.incompatible;
         if bits & feature::INCOMPATIBLE_EXTERNAL_DATA != 0 {
-            return Err(unsupported("image keeps its data in an external file"));
+            return Err(unsupported("image keeps its data in an external data file"));
         }
         if bits & feature::INCOMPATIBLE_EXTENDED_L2 != 0 {
             return Err(unsupported("image uses extended L2 entries (subclusters)"));
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         let cases: [(usize, u8, &str); 5] = [
-            (79, 1 << 2, "external file"),
+            (79, 1 << 2, "external data file"),
             (79, 1 << 4, "extended L2"),
             (79, 1 << 5, "bits=0x20"),
             (35, 2, "encrypted"),

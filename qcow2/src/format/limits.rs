@@ -56,6 +56,8 @@ pub const MAX_FREE_RUNS: usize = 64 * 1024;
 /// At open, refcount blocks looked at from the end of the file for the last cluster in use.
 pub const MAX_TRAILING_BLOCKS: usize = 64;
 
+/// Bytes of the parent read at once to compare them with a write, at least one cluster: no thread holds more for it.
+pub const MAX_COMPARE_BYTES: u64 = 256 * 1024;
 /// Contiguous data from which on early writeback is worth a system call.
 pub const MIN_WRITEBACK_BYTES: u64 = 128 * 1024;
 /// Host clusters whose references one pass of `check` counts: 32 MiB of counters, 1 TiB of file

@@ -3,6 +3,7 @@
 mod allocator;
 mod commit;
 mod create;
+mod elide;
 mod extents;
 mod locks;
 mod open;
@@ -26,6 +27,7 @@ use crate::image::tables::Tables;
 use crate::image::write::Counters;
 use crate::storage::Storage;
 
+pub use elide::Elision;
 pub(crate) use extents::push as push_extent;
 pub(crate) use open::{Opened, open_file};
 pub use types::{
@@ -46,6 +48,7 @@ pub struct Image {
     commit: Mutex<CommitState>,
     tables: Mutex<Tables>,
     counters: Counters,
+    elision: Elision,
     sealed: AtomicBool,
 }
 

@@ -16,7 +16,7 @@ use crate::image::commit::CommitState;
 use crate::image::locks::RangeLocks;
 use crate::image::tables::Tables;
 use crate::image::write::Counters;
-use crate::image::{BackingFormat, BackingName, Image, ImageInfo};
+use crate::image::{BackingFormat, BackingName, Elision, Image, ImageInfo};
 use crate::storage::{self, Storage};
 
 /// A header and what follows from it.
@@ -98,6 +98,7 @@ impl Image {
             commit: Mutex::new(CommitState::default()),
             tables: Mutex::new(tables),
             counters: Counters::default(),
+            elision: Elision::Off,
             sealed: AtomicBool::new(false),
         })
     }

@@ -1,4 +1,4 @@
-//! Writing data and zeroes: decide, allocate, write, then change the tables.
+//! Writing data and zeroes: decide, leave out, allocate, write, then change the tables.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,13 +44,13 @@ enum Request<'a> {
 
 /// One cluster of a request.
 #[derive(Debug)]
-struct Piece {
-    cluster: GuestCluster,
+pub(super) struct Piece {
+    pub(super) cluster: GuestCluster,
     /// Bytes of the disk.
-    range: Range<u64>,
-    content: Content,
-    entry: L2Entry,
-    action: Action,
+    pub(super) range: Range<u64>,
+    pub(super) content: Content,
+    pub(super) entry: L2Entry,
+    pub(super) action: Action,
     /// The new cluster, where the action needs one.
     place: Option<HostOffset>,
 }
@@ -140,6 +140,9 @@ impl Image {
             self.relieve()?;
         }
         let mut pieces = self.decide(range.clone(), request)?;
+        if let Request::Data(data) = request {
+            self.elide(range.start, &mut pieces, data);
+        }
         self.allocate(&mut pieces)?;
         let written = self
             .write_data(range.start, &pieces, request)
@@ -379,9 +382,11 @@ impl Image {
 
     fn count(&self, pieces: &[Piece]) {
         for piece in pieces {
-            let counter = match piece.content {
-                Content::Data => &self.counters.stored_bytes,
-                Content::Zero { .. } => &self.counters.zero_bytes,
+            let counter = match (piece.content, piece.action) {
+                // Data needs something done unless the parent has it.
+                (Content::Data, Action::Nothing) => &self.counters.equal_bytes,
+                (Content::Data, _) => &self.counters.stored_bytes,
+                (Content::Zero { .. }, _) => &self.counters.zero_bytes,
             };
             counter.fetch_add(piece.range.end - piece.range.start, Ordering::Relaxed);
         }
@@ -389,6 +394,6 @@ impl Image {
 }
 
 /// The bytes of a request that begins at `start` which belong to a range of the disk.
-fn part<'a>(data: &'a [u8], start: u64, range: &Range<u64>) -> &'a [u8] {
+pub(super) fn part<'a>(data: &'a [u8], start: u64, range: &Range<u64>) -> &'a [u8] {
     &data[to_usize(range.start - start)..to_usize(range.end - start)]
 }

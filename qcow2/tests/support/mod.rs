@@ -58,13 +58,17 @@ pub(crate) fn random_data(rng: &mut fastrand::Rng, len: usize) -> Vec<u8> {
     data
 }
 
-/// A write, a request for zeroes, a flush or a read, on both.
+/// A write of other or of the same bytes, a request for zeroes, a flush or a read, on both.
 pub(crate) fn random_request(rng: &mut fastrand::Rng, image: &Image, model: &mut Model) {
     let size = model.0.len();
     let offset = rng.usize(0..size);
     let len = rng.usize(1..=(size - offset).min(300_000));
     match rng.u8(0..10) {
-        0..=4 => {
+        0 => {
+            let data = model.0[offset..offset + len].to_vec();
+            image.write(offset as u64, &data).unwrap();
+        }
+        1..=4 => {
             let data = random_data(rng, len);
             image.write(offset as u64, &data).unwrap();
             model.put(offset, &data);
