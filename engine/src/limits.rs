@@ -1,5 +1,7 @@
 //! Every bound of the engine, each with its reason. Reaching one is an error that names it.
 
+use std::time::Duration;
+
 /// Longest id of any kind, in characters: the legacy schema stores ids as `VARCHAR(64)`.
 pub const ID_CHARS_MAX: usize = 64;
 
@@ -107,3 +109,9 @@ pub const MAP_EXTENTS_MAX: usize = 4 << 20;
 /// Least free space of a repository for a backup to start, in bytes: enough for the tables of empty images. How much data
 /// will come nobody knows.
 pub const REPOSITORY_RESERVE_BYTES: u64 = 4 << 20;
+
+/// First pause before an end that the database refused is recorded again: a full disk may have space in a moment.
+pub const RECORD_RETRY_FIRST: Duration = Duration::from_millis(200);
+
+/// Longest pause between such tries.
+pub const RECORD_RETRY_LAST: Duration = Duration::from_secs(30);

@@ -77,6 +77,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "std::fs",
         &[
             "engine/src/repository/",
+            "engine/src/catalog/open.rs",
             "engine/src/standalone/",
             "engine/src/workflow/restore",
             "api/src/cli/",

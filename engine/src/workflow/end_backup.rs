@@ -6,10 +6,12 @@ use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, Turn};
 use crate::blocking::blocking;
-use crate::catalog::Ending;
+use crate::catalog::{Catalog, Ending};
+use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::export::StorageFailure;
 use crate::id::BackupId;
+use crate::limits::{RECORD_RETRY_FIRST, RECORD_RETRY_LAST};
 use crate::model::Intent;
 use crate::repository::{Discard, ImagePath, Repository};
 
@@ -28,8 +30,9 @@ pub(crate) async fn end_backup(
     turn.has_ended = true;
     job.fence(&hub.exports).await;
     job.withdraw();
-    if let Err(error) = record_end(hub, &job.id, ending, reason).await {
-        tracing::error!(backup_id = %job.id, %error, "the end of a backup was not recorded");
+    let recorded = record_end(hub, &job.id, ending, reason).await;
+    if let Err(error) = &recorded {
+        tracing::error!(backup_id = %job.id, %error, "the end of a backup was not recorded yet");
     }
     hub.reached(Step::FailRecorded).await;
     let paths = job.disks.iter().map(|disk| disk.path.clone()).collect();
@@ -37,9 +40,56 @@ pub(crate) async fn end_backup(
     if let Err(error) = remove_files(hub, &job.id, &job.repository, paths, what).await {
         tracing::error!(backup_id = %job.id, %error, "files of an ended backup were not removed");
     }
+    // A full disk refuses the record, too; where the files were on the same disk, its space is free now.
+    if recorded.is_err() {
+        record_until_done(hub, &job.id, ending, reason).await;
+    }
     hub.jobs().remove(&job.id);
     job.ended.cancel();
     tracing::warn!(backup_id = %job.id, ?ending, reason, "backup ended without success");
+}
+
+/// Records an end that the database refused at first: now, and if it still refuses, again and again in the background until
+/// the hub stops. Until then the row says `running` and keeps the VM from a new backup; the next start would find it.
+async fn record_until_done(hub: &Hub, id: &BackupId, ending: Ending, reason: &str) {
+    if record_ended(&hub.catalog, id, ending, reason, hub.clock.now())
+        .await
+        .is_ok()
+    {
+        return;
+    }
+    let (catalog, clock, stopping) = (
+        hub.catalog.clone(),
+        Arc::clone(&hub.clock),
+        hub.stopping.clone(),
+    );
+    let (id, reason) = (id.clone(), reason.to_owned());
+    hub.tasks.spawn(async move {
+        let mut pause = RECORD_RETRY_FIRST;
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            match record_ended(&catalog, &id, ending, &reason, clock.now()).await {
+                Ok(()) => return tracing::info!(backup_id = %id, "the end of a backup is recorded"),
+                Err(error) => tracing::error!(backup_id = %id, %error, "the end of a backup is still not recorded"),
+            }
+            pause = (pause * 2).min(RECORD_RETRY_LAST);
+        }
+    });
+}
+
+/// Records the end of a backup whose files are gone.
+async fn record_ended(
+    catalog: &Catalog,
+    id: &BackupId,
+    ending: Ending,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), Error> {
+    catalog.fail_backup(id, ending, reason, now).await?;
+    catalog.set_intent(id, None).await
 }
 
 /// Records that a backup has ended without success and that its files are to go. The intent comes first: a crash in between

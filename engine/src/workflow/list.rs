@@ -4,13 +4,20 @@ use std::sync::Arc;
 
 use super::hub::Hub;
 use super::job::Job;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::id::BackupId;
 use crate::model::{Backup, BackupDisk, BackupFilter, DiskStatus};
 
-/// Backups, newest first.
+/// Backups, newest first. A VM name that nothing knows is an error, not an empty list.
 pub(crate) async fn backups(hub: &Hub, filter: &BackupFilter) -> Result<Vec<Backup>, Error> {
     let mut found = hub.catalog.backups(filter).await?;
+    if let (true, Some(name)) = (found.is_empty(), &filter.vm_name) {
+        match hub.catalog.vm_by_name_or_id(name).await {
+            Err(error) if error.kind == ErrorKind::NotFound => return Err(error),
+            // It has no backups, or its name stands for several.
+            Ok(_) | Err(_) => {}
+        }
+    }
     for backup in &mut found {
         add_live_bytes(hub, backup);
     }
