@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection as _, Sqlite, SqlitePool, Transaction};
 
 use crate::error::{Error, ErrorKind};
 use crate::limits::{DATABASE_ACQUIRE_TIMEOUT_MS, DATABASE_BUSY_TIMEOUT_MS, DATABASE_READERS_MAX};
@@ -42,7 +42,14 @@ impl Catalog {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_millis(DATABASE_BUSY_TIMEOUT_MS));
-        let writer = pool_options(1).connect_with(options.clone()).await?;
+        let writer = pool_options(1)
+            .before_acquire(|connection, _| {
+                // On a full disk SQLite rolls back by itself; the driver then fails to, and would count every later
+                // transaction as a nested one. Such a connection is closed and opened anew.
+                Box::pin(async move { Ok(!connection.is_in_transaction()) })
+            })
+            .connect_with(options.clone())
+            .await?;
         MIGRATIONS
             .run(&writer)
             .await
@@ -144,5 +151,26 @@ fn migration_error(path: &Path, source: sqlx::migrate::MigrateError) -> Error {
     match source {
         sqlx::migrate::MigrateError::Execute(source) => Error::from(source),
         other => Error::corrupt("database error", details).with_source(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_ended_itself_does_not_spoil_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("hub.db").display());
+        let catalog = Catalog::open(&url).await.unwrap();
+        let mut transaction = catalog.write().await.unwrap();
+        // What SQLite does when a statement meets a full disk.
+        sqlx::query("ROLLBACK")
+            .execute(&mut *transaction)
+            .await
+            .unwrap();
+        drop(transaction);
+        catalog.write().await.unwrap().commit().await.unwrap();
+        catalog.close().await;
     }
 }

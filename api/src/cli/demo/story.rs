@@ -287,7 +287,7 @@ async fn restore(engine: &Engine, folder: &Path, disks: &[DemoDisk], point: &Poi
             point.id
         );
         line(&format!(
-            "   disk {index} of {}: {} written, {took}, equal to its source{files}",
+            "   disk {index} of {}: {} restored, {took}, equal to its source{files}",
             point.id,
             size(written)
         ));
