@@ -3,10 +3,13 @@
 //! - [`peers`]: the programs we are compared with. Missing is a loud skip, and a failure in CI.
 //! - [`seed`]: every random test prints its seed; `SENDENSE_TEST_SEED` replays it.
 //! - [`qemu`]: qemu-img as the oracle for every image.
+//! - [`disk`], [`images`]: a disk as it must read, random traces, and all who can read an image.
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
 //! - [`wire`]: an NBD connection that misbehaves as told.
 
+pub mod disk;
 pub mod hub;
+pub mod images;
 pub mod peers;
 pub mod qemu;
 pub mod seed;
