@@ -7,12 +7,17 @@ use nbd_server::proto::ExportName;
 use nbd_server::proto::client::{ClientGoal, ClientHandshake, ClientStep, Replies, ReplyEvent};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((setting, bytes)) = data.split_first() else { return };
+    let Some((setting, bytes)) = data.split_first() else {
+        return;
+    };
     let mut input = BytesMut::from(bytes);
     let goal = if setting & 1 == 0 {
         ClientGoal::List
     } else {
-        ClientGoal::Use { name: ExportName::new("disk").expect("plain"), block_status: setting & 2 != 0 }
+        ClientGoal::Use {
+            name: ExportName::new("disk").expect("plain"),
+            block_status: setting & 2 != 0,
+        }
     };
     if setting & 4 == 0 {
         let mut handshake = ClientHandshake::new(goal);
@@ -33,7 +38,9 @@ fuzz_target!(|data: &[u8]| {
                 return;
             }
             Ok(ReplyEvent::Data { len_bytes, .. }) => {
-                let here = usize::try_from(len_bytes).unwrap_or(usize::MAX).min(input.len());
+                let here = usize::try_from(len_bytes)
+                    .unwrap_or(usize::MAX)
+                    .min(input.len());
                 input.advance(here);
             }
             Ok(_) => {}

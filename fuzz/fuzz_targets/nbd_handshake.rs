@@ -37,7 +37,9 @@ fn talk(bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
                 _ => handshake.export_refused(&Refusal::Unknown),
             },
             Ok(Step::ListExports) => handshake.exports_listed(vec!["disk".to_owned()]),
-            Ok(Step::Negotiated(agreed)) => return (said, format!("{agreed:?}"), input.len() + rest.len()),
+            Ok(Step::Negotiated(agreed)) => {
+                return (said, format!("{agreed:?}"), input.len() + rest.len());
+            }
             Ok(Step::Close) => return (said, "closes".to_owned(), 0),
             Err(error) => return (said, error.to_string(), 0),
         }
@@ -45,6 +47,8 @@ fn talk(bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((cut, bytes)) = data.split_first() else { return };
+    let Some((cut, bytes)) = data.split_first() else {
+        return;
+    };
     assert_eq!(talk(bytes, usize::from(*cut) + 1), talk(bytes, usize::MAX));
 });

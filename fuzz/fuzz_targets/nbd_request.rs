@@ -3,11 +3,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use nbd_server::proto::{
-    Command, ContextId, ExportInfo, ExportName, Negotiated, Request, TransmissionFlags, admit, limits,
+    Command, ContextId, ExportInfo, ExportName, Negotiated, Request, TransmissionFlags, admit,
+    limits,
 };
 
 fuzz_target!(|data: &[u8]| {
-    let Some((setting, bytes)) = data.split_first() else { return };
+    let Some((setting, bytes)) = data.split_first() else {
+        return;
+    };
     let read_only = setting & 1 != 0;
     let size_bytes = 1u64 << (setting >> 3).min(62);
     let negotiated = Negotiated {
@@ -24,7 +27,9 @@ fuzz_target!(|data: &[u8]| {
         base_allocation: (setting & 4 != 0).then_some(ContextId(0)),
     };
     for header in bytes.chunks(Request::BYTES) {
-        let Ok(request) = Request::parse(header) else { continue };
+        let Ok(request) = Request::parse(header) else {
+            continue;
+        };
         assert_eq!(request.encode(), header, "a request is what was sent");
         let range = match admit(&request, &negotiated) {
             Ok(Command::Read { range, .. }) => {
@@ -50,7 +55,10 @@ fuzz_target!(|data: &[u8]| {
                 continue;
             }
         };
-        let end = range.offset.checked_add(range.len_bytes).expect("no overflow");
+        let end = range
+            .offset
+            .checked_add(range.len_bytes)
+            .expect("no overflow");
         assert!(end <= size_bytes, "inside the device");
     }
 });
