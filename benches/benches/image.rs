@@ -28,8 +28,8 @@ fn sequential_writes(criterion: &mut Criterion) {
             || new_file(&path),
             |file| {
                 pieces(&data, |offset, piece| {
-                    file.write_all_at(piece, offset).expect("a write")
-                })
+                    file.write_all_at(piece, offset).expect("a write");
+                });
             },
             BatchSize::PerIteration,
         );
@@ -39,8 +39,8 @@ fn sequential_writes(criterion: &mut Criterion) {
             || create(&path, &options(TOTAL as u64, None), None),
             |image| {
                 pieces(&data, |offset, piece| {
-                    image.write(offset, piece).expect("a write")
-                })
+                    image.write(offset, piece).expect("a write");
+                });
             },
             BatchSize::PerIteration,
         );
@@ -50,8 +50,8 @@ fn sequential_writes(criterion: &mut Criterion) {
             || imago_image(&path),
             |image| {
                 pieces(&data, |offset, piece| {
-                    image.write(piece, offset).expect("a write")
-                })
+                    image.write(piece, offset).expect("a write");
+                });
             },
             BatchSize::PerIteration,
         );
@@ -90,7 +90,7 @@ fn overlay_writes(criterion: &mut Criterion) {
     let base = dir.path().join("base.qcow2");
     let image = create(&base, &options(TOTAL as u64, None), None);
     pieces(&data, |offset, piece| {
-        image.write(offset, piece).expect("a write")
+        image.write(offset, piece).expect("a write");
     });
     image.flush().expect("a flush");
     let parent = std::sync::Arc::new(chain(&base));
@@ -145,7 +145,7 @@ fn reads_by_depth(criterion: &mut Criterion) {
         );
         if layer == 0 {
             pieces(&data, |offset, piece| {
-                image.write(offset, piece).expect("a write")
+                image.write(offset, piece).expect("a write");
             });
         }
         for _ in 0..16 {

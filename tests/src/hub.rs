@@ -170,9 +170,9 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
         for entry in std::fs::read_dir(&folder).expect("a readable folder") {
             let path = entry.expect("a readable entry").path();
             if path.is_dir() {
-                pending.push(path)
+                pending.push(path);
             } else {
-                found.push(path)
+                found.push(path);
             }
         }
     }
@@ -203,7 +203,7 @@ pub fn wait(child: &mut Child, deadline: Duration) -> Option<ExitStatus> {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             Ok(None) if Instant::now() < end => {
-                std::thread::park_timeout(Duration::from_millis(20))
+                std::thread::park_timeout(Duration::from_millis(20));
             }
             _ => return None,
         }

@@ -7,7 +7,13 @@
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
 //! - [`wire`]: an NBD connection that misbehaves as told.
 
+#![expect(
+    clippy::print_stderr,
+    reason = "seeds and skips are told to whoever reads the test's output"
+)]
+
 pub mod disk;
+
 pub mod hub;
 pub mod images;
 pub mod peers;

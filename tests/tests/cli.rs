@@ -1,5 +1,7 @@
 //! `sendense-hub image …` and `export` beside qemu's programs, and how both programs end.
 
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The hub as operators run it: the real programs, real clients, kill -9.
 
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
