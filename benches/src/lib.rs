@@ -91,7 +91,6 @@ impl Opener for Folder {
             storage: Arc::new(FileStorage::new(file)),
             identity: path.display().to_string(),
             format: name.format.unwrap_or(BackingFormat::Qcow2),
-            sidecar: None,
         })
     }
 }

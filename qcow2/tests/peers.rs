@@ -318,7 +318,6 @@ fn chains_that_cannot_be_are_refused() {
                 storage,
                 identity,
                 format,
-                sidecar: None,
             })
         }
     }

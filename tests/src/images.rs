@@ -107,7 +107,6 @@ impl Opener for Folder {
             storage: Arc::new(FileStorage::new(file)),
             identity: name.name.clone(),
             format,
-            sidecar: None,
         })
     }
 }

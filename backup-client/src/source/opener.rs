@@ -64,7 +64,6 @@ impl Opener for TreeOpener {
             identity: path.display().to_string(),
             format,
             // Hashes serve writers; this reads.
-            sidecar: None,
         })
     }
 }

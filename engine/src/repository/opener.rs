@@ -36,7 +36,6 @@ impl Opener for RepositoryOpener<'_> {
         // A header that does not tell the format is probed by nobody: in a repository everything is qcow2.
         Ok(OpenedBacking {
             storage,
-            sidecar: None,
             identity,
             format: name.format.unwrap_or(BackingFormat::Qcow2),
         })

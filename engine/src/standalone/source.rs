@@ -190,7 +190,6 @@ impl Opener for FolderOpener {
         Ok(OpenedBacking {
             storage,
             // Nobody vouches for hashes that stand beside a foreign file.
-            sidecar: None,
             identity: path.display().to_string(),
             format,
         })

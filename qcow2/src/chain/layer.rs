@@ -38,7 +38,6 @@ impl Layer {
             storage,
             identity,
             format,
-            ..
         } = opened;
         let (header, info) = match format {
             BackingFormat::Raw => (None, raw_info(storage::len(&*storage)?)),

@@ -37,8 +37,6 @@ pub struct OpenedBacking {
     pub identity: String,
     /// How to read it.
     pub format: BackingFormat,
-    /// The sealed hashes of this layer, where there are any.
-    pub sidecar: Option<Arc<dyn Storage>>,
 }
 
 /// base..tip, read-only, flattened into one extent map: read cost does not grow with depth.
@@ -70,26 +68,14 @@ impl Chain {
         format: BackingFormat,
         opener: &dyn Opener,
     ) -> Result<Self, Error> {
-        let identity = identity.to_owned();
-        Self::open_with(
-            OpenedBacking {
-                storage: tip,
-                identity,
-                format,
-                sidecar: None,
-            },
-            opener,
-        )
-    }
-
-    /// Opens a chain whose tip may have a sidecar of hashes, as [`Chain::open`].
-    ///
-    /// # Errors
-    /// As [`Chain::open`].
-    pub fn open_with(tip: OpenedBacking, opener: &dyn Opener) -> Result<Self, Error> {
         let mut seen = BTreeSet::new();
         let mut layers: Vec<Layer> = Vec::new();
-        let mut next = Some(tip);
+        let identity = identity.to_owned();
+        let mut next = Some(OpenedBacking {
+            storage: tip,
+            identity,
+            format,
+        });
         while let Some(opened) = next {
             if !seen.insert(opened.identity.clone()) {
                 return Err(refused(format!(

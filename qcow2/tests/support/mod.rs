@@ -123,7 +123,6 @@ impl Opener for Folder {
             storage,
             identity: name.name.clone(),
             format,
-            sidecar: None,
         })
     }
 }
