@@ -3,7 +3,7 @@
 //! ```text
 //! {root}/{vm context}/disk-{n}/backup-{vm}-disk{n}-{YYYYMMDD-HHMMSS}[-suffix].qcow2        a published image
 //!                              ….qcow2.json       its manifest
-//!                              ….qcow2.hashes     the content hash of each of its clusters
+//!                              ….qcow2.hashes     reserved for cluster hashes: moved and removed with the image, not written yet
 //!                              ….qcow2.partial    (and .json.partial, .hashes.partial) while it is written
 //! ```
 //!
