@@ -46,6 +46,8 @@ mod check;
 mod image;
 #[cfg(feature = "io")]
 pub mod storage;
+#[cfg(feature = "io")]
+mod sync;
 
 pub use error::{Error, ErrorKind};
 pub use format::seal::Seal;

@@ -6,8 +6,6 @@ mod layer;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::chain::flatten::{Piece, PieceSource};
 use crate::chain::layer::Layer;
 use crate::error::{Error, ErrorKind, unsupported};
@@ -17,6 +15,7 @@ use crate::format::limits::{
 };
 use crate::image::{BackingFormat, BackingName, Extent, ExtentKind, ImageInfo, push_extent};
 use crate::storage::{self, Storage};
+use crate::sync::Mutex;
 
 /// Decides which backing files may be opened, and opens them.
 pub trait Opener {

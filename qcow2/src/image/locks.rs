@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{self, Condvar, Mutex};
 
 #[derive(Debug)]
 struct Holder {
@@ -63,7 +63,7 @@ impl RangeLocks {
             exclusive,
         });
         while !queue.is_granted(id) {
-            self.freed.wait(&mut queue);
+            queue = sync::wait(&self.freed, queue);
         }
         RangeGuard { locks: self, id }
     }

@@ -14,9 +14,6 @@ mod types;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind};
@@ -26,6 +23,7 @@ use crate::image::locks::RangeLocks;
 use crate::image::tables::Tables;
 use crate::image::write::Counters;
 use crate::storage::Storage;
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
 pub use elide::Elision;
 pub(crate) use extents::push as push_extent;

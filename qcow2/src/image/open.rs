@@ -1,9 +1,6 @@
 //! Opening an existing file: everything is checked before it is used.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
-use parking_lot::Mutex;
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, corrupt, invalid};
@@ -18,6 +15,7 @@ use crate::image::tables::Tables;
 use crate::image::write::Counters;
 use crate::image::{BackingFormat, BackingName, Elision, Image, ImageInfo};
 use crate::storage::{self, Storage};
+use crate::sync::{AtomicBool, Mutex};
 
 /// A header and what follows from it.
 #[derive(Debug)]

@@ -1,7 +1,5 @@
 //! Sealing: the hub's facts go into the header, and the image takes no more writes.
 
-use std::sync::atomic::Ordering;
-
 use crate::error::{Error, unsupported};
 use crate::format::extension::{self, SEAL};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
@@ -10,6 +8,7 @@ use crate::format::seal::Seal;
 use crate::format::wire;
 use crate::image::{Image, Opened, open_file};
 use crate::storage;
+use crate::sync::Ordering;
 
 impl Image {
     /// Writes the seal into the header and flushes; the image takes no writes afterwards.

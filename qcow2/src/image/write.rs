@@ -1,7 +1,6 @@
 //! Writing data and zeroes: decide, leave out, allocate, write, then change the tables.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Error;
 use crate::format::geometry::{GuestCluster, HostCluster, HostOffset, to_u64, to_usize};
@@ -11,6 +10,7 @@ use crate::image::{Image, WriteCounters};
 use crate::plan::write::{Action, Content, Keep, Question, Rest, decide, released};
 use crate::plan::zero::is_zero;
 use crate::storage;
+use crate::sync::{AtomicU64, Ordering};
 
 /// [`WriteCounters`] while they are counted.
 #[derive(Debug, Default)]

@@ -4,10 +4,9 @@
 //! A cut keeps everything up to the last sync that had returned. Of the writes after it, each sector may be
 //! there or not, whatever their order was: the seed decides.
 
-use parking_lot::Mutex;
-
 use crate::format::geometry::{to_u64, to_usize};
 use crate::storage::{MemoryStorage, Storage, memory};
+use crate::sync::Mutex;
 
 /// Bytes that a disk writes at once or not at all.
 const SECTOR_BYTES: u64 = 512;

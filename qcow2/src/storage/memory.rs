@@ -1,9 +1,8 @@
 //! A file in memory, for tests and small images.
 
-use parking_lot::RwLock;
-
 use crate::format::geometry::{to_u64, to_usize};
 use crate::storage::Storage;
+use crate::sync::RwLock;
 
 /// A file in memory.
 #[derive(Debug, Default)]
