@@ -23,12 +23,11 @@ pub fn noise(len: usize) -> Vec<u8> {
 #[must_use]
 pub fn options(virtual_size_bytes: u64, backing: Option<&str>) -> CreateOptions {
     CreateOptions {
-        virtual_size_bytes,
-        cluster_size_bytes: 64 << 10,
         backing: backing.map(|name| BackingName {
             name: name.to_owned(),
             format: Some(BackingFormat::Qcow2),
         }),
+        ..CreateOptions::new(virtual_size_bytes)
     }
 }
 

@@ -14,9 +14,8 @@ fuzz_target!(|data: &[u8]| {
     };
     let storage = Arc::new(MemoryStorage::new());
     let options = CreateOptions {
-        virtual_size_bytes: SIZE as u64,
         cluster_size_bytes: 512 << (setting % 4),
-        backing: None,
+        ..CreateOptions::new(SIZE as u64)
     };
     let image = Image::create(storage.clone(), &options, None).expect("a fresh image");
     let mut model = vec![0u8; SIZE];

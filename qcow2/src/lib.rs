@@ -23,8 +23,7 @@
 //!
 //! # fn main() -> Result<(), qcow2::Error> {
 //! let storage = Arc::new(MemoryStorage::new());
-//! let options = CreateOptions { virtual_size_bytes: 1 << 30, cluster_size_bytes: 65_536, backing: None };
-//! let image = Image::create(storage, &options, None)?;
+//! let image = Image::create(storage, &CreateOptions::new(1 << 30), None)?;
 //! image.write(4096, b"hello")?;
 //! image.flush()?;
 //! let mut into = [0; 5];

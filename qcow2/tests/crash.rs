@@ -81,9 +81,9 @@ fn trace(seed: u64, with_parent: bool) -> u32 {
         format: Some(BackingFormat::Raw),
     });
     let options = CreateOptions {
-        virtual_size_bytes: size as u64,
         cluster_size_bytes: cluster,
         backing,
+        ..CreateOptions::new(size as u64)
     };
     let storage = Arc::new(FaultyStorage::new());
     let image = Image::create(storage.clone(), &options, parent.clone()).unwrap();
@@ -190,9 +190,8 @@ fn a_full_disk_is_an_error_and_not_the_end() {
     for writes in 0..12 {
         let storage = Arc::new(FaultyStorage::new());
         let options = CreateOptions {
-            virtual_size_bytes: 1 << 20,
             cluster_size_bytes: 4096,
-            backing: None,
+            ..CreateOptions::new(1 << 20)
         };
         let image = Image::create(storage.clone(), &options, None).unwrap();
         image.write(0, &[1; 10_000]).unwrap();
@@ -225,9 +224,8 @@ fn requests_on_one_cluster_do_not_lose_each_other() {
     for keep in [false, true] {
         let storage = Arc::new(FaultyStorage::new());
         let options = CreateOptions {
-            virtual_size_bytes: CLUSTER * CLUSTERS,
             cluster_size_bytes: 4096,
-            backing: None,
+            ..CreateOptions::new(CLUSTER * CLUSTERS)
         };
         let image = Image::create(storage.clone(), &options, None).unwrap();
         for round in 1..20_u8 {

@@ -16,12 +16,12 @@ use support::{Dir, Folder, Model, random_data, random_request, rng, seed};
 
 fn options(size: u64, cluster: u32, backing: Option<&str>) -> CreateOptions {
     CreateOptions {
-        virtual_size_bytes: size,
         cluster_size_bytes: cluster,
         backing: backing.map(|name| BackingName {
             name: name.into(),
             format: Some(BackingFormat::Qcow2),
         }),
+        ..CreateOptions::new(size)
     }
 }
 

@@ -63,9 +63,9 @@ fn random_traces_are_clean_and_equal() {
             }
         };
         let options = CreateOptions {
-            virtual_size_bytes: size,
             cluster_size_bytes: 1 << cluster_bits,
             backing: name,
+            ..CreateOptions::new(size)
         };
         let path = dir.path("tip.qcow2");
         let elision = [Elision::Off, Elision::Read][usize::from(rng.bool())];
@@ -194,9 +194,8 @@ fn damaged_images_do_not_panic() {
     let seed = seed();
     let mut rng = rng(seed);
     let options = CreateOptions {
-        virtual_size_bytes: 1 << 20,
         cluster_size_bytes: 4096,
-        backing: None,
+        ..CreateOptions::new(1 << 20)
     };
     let whole = Arc::new(qcow2::MemoryStorage::new());
     let image = Image::create(whole.clone(), &options, None).unwrap();
@@ -274,9 +273,9 @@ fn every_point_of_a_chain_is_equal() {
         let mut model = Model::new(size);
         model.put(0, &bytes);
         let options = CreateOptions {
-            virtual_size_bytes: size,
             cluster_size_bytes: 512 << rng.u32(0..8),
             backing: backing(&name, format),
+            ..CreateOptions::new(size)
         };
         let path = dir.path(&depth.to_string());
         let image = Image::create(storage(&path), &options, Some(Arc::new(chain))).unwrap();
@@ -327,9 +326,9 @@ fn chains_that_cannot_be_are_refused() {
         let chain = Chain::open(base, "base", BackingFormat::Raw, &folder).unwrap();
         let storage = Arc::new(qcow2::MemoryStorage::new());
         let options = CreateOptions {
-            virtual_size_bytes: 0,
             cluster_size_bytes: 512,
             backing: backing("b", BackingFormat::Qcow2),
+            ..CreateOptions::new(0)
         };
         Image::create(storage.clone(), &options, Some(Arc::new(chain))).unwrap();
         storage.to_bytes()

@@ -46,12 +46,24 @@ impl Folder {
     #[must_use]
     pub fn create(&self, name: &str, len: u64, cluster: usize, below: Below<'_>) -> Image {
         let options = CreateOptions {
-            virtual_size_bytes: len,
             cluster_size_bytes: u32::try_from(cluster).expect("a cluster size"),
+            ..CreateOptions::new(len)
+        };
+        self.create_with(name, &options, below)
+    }
+
+    /// Makes an image of ours with further options.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn create_with(&self, name: &str, options: &CreateOptions, below: Below<'_>) -> Image {
+        let options = CreateOptions {
             backing: below.map(|(name, format)| BackingName {
                 name: name.to_owned(),
                 format: Some(format),
             }),
+            ..options.clone()
         };
         drop(File::create_new(self.path(name)).expect("a new file"));
         Image::create(self.storage(name), &options, self.parent(below)).expect("a new image")
@@ -153,7 +165,7 @@ pub fn imago_image(image: &Path) -> imago::FormatAccess<imago::file::File> {
 }
 
 /// Everything that qcow2-rs finds in a chain of one or two images (tip first), or `None` where it cannot read: clusters
-/// below 4 KiB, raw images, images that are shorter than the tip.
+/// below 4 KiB, raw images, version 2, images that are shorter than the tip.
 ///
 /// # Panics
 /// When it fails at what it can read.
@@ -162,7 +174,9 @@ pub fn read_qcow2_rs(folder: &Folder, chain: &Chain) -> Option<Vec<u8>> {
     let layers = chain.layers();
     let len = chain.virtual_size_bytes();
     let readable = layers.iter().all(|(_, info)| {
-        u64::from(info.cluster_size_bytes) >= QCOW2_RS_CLUSTER && info.virtual_size_bytes >= len
+        info.version == 3
+            && u64::from(info.cluster_size_bytes) >= QCOW2_RS_CLUSTER
+            && info.virtual_size_bytes >= len
     });
     if !readable {
         return None;

@@ -70,6 +70,22 @@ fn created_images_are_what_qemu_would_make() {
         let again = hub(&["image", "create", text(&path), "1M"]);
         assert_eq!(again.status.code(), Some(1), "never overwrites");
     }
+    let old = dir.path().join("old.qcow2");
+    hub_ok(&["image", "create", text(&old), "1M", "--compat", "0.10"]);
+    let narrow = dir.path().join("narrow.qcow2");
+    let width = ["--refcount-bits", "1"];
+    hub_ok(&[&["image", "create", text(&narrow), "1M"], &width[..]].concat());
+    for (path, compat, bits) in [(&old, "0.10", 16), (&narrow, "1.1", 1)] {
+        qemu::assert_clean(path);
+        let facts = &qemu::backing_chain(path)[0]["format-specific"]["data"];
+        assert_eq!(facts["compat"], compat);
+        assert_eq!(facts["refcount-bits"], bits);
+    }
+    let both = ["--compat", "0.10", "--refcount-bits", "8"];
+    let never = dir.path().join("never.qcow2");
+    let refused = hub(&[&["image", "create", text(&never), "1M"], &both[..]].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(!never.exists(), "nothing is left of it");
     let base = dir.path().join("b.qcow2");
     let child = dir.path().join("child.qcow2");
     hub_ok(&["image", "create", text(&child), "--backing", text(&base)]);

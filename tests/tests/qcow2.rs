@@ -41,6 +41,21 @@ fn random_len(rng: &mut fastrand::Rng, cluster: usize) -> usize {
     }
 }
 
+/// Either version and any width of refcounts; as everybody makes them as often as not.
+fn random_options(rng: &mut fastrand::Rng, len: usize, cluster: usize) -> CreateOptions {
+    let (version, refcount_bits) = match rng.u8(0..8) {
+        0 => (2, 16),
+        1..4 => (3, 1 << rng.u32(0..7)),
+        _ => (3, 16),
+    };
+    CreateOptions {
+        cluster_size_bytes: u32::try_from(cluster).expect("a cluster size"),
+        version,
+        refcount_bits,
+        ..CreateOptions::new(len as u64)
+    }
+}
+
 /// Makes the parent in the folder; returns its bytes and how to name it.
 fn make_parent(
     folder: &Folder,
@@ -118,7 +133,9 @@ fn what_we_write_everybody_reads() {
         let len = random_len(&mut rng, cluster);
         let (below, name) = make_parent(&folder, parent, len, &mut rng);
         let mut disk = Disk::new(len, below.as_ref());
-        let image = folder.create("tip", len as u64, cluster, name);
+        let options = random_options(&mut rng, len, cluster);
+        let context = format!("{context} {options:?}");
+        let image = folder.create_with("tip", &options, name);
         send(&trace(&mut disk, 25, &mut rng, cluster), &image);
         drop(image);
         // Once more, by somebody who finds it made.
@@ -139,6 +156,48 @@ fn what_we_write_everybody_reads() {
         }
     }
     assert!(read_by_qcow2_rs >= 10, "only {read_by_qcow2_rs}");
+}
+
+/// Every cluster size with every version and every width of refcounts: QEMU finds what was asked for, and no fault.
+#[test]
+fn every_size_version_and_width_is_accepted() {
+    if !have("qemu-img") {
+        return;
+    }
+    let seed = seed::seed("every_size_version_and_width_is_accepted");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let kinds = (0..7).map(|order| (3, 1 << order)).chain([(2, 16)]);
+    for (cluster_bits, (version, refcount_bits)) in
+        kinds.flat_map(|kind| (9..=21).map(move |bits| (bits, kind)))
+    {
+        let folder = Folder::new();
+        let len = rng.usize(100..400) * SECTOR;
+        let cluster = 1 << cluster_bits;
+        let options = CreateOptions {
+            cluster_size_bytes: 1 << cluster_bits,
+            version,
+            refcount_bits,
+            ..CreateOptions::new(len as u64)
+        };
+        let context = format!("seed={seed} {options:?}");
+        let mut disk = Disk::new(len, None);
+        let image = folder.create_with("made", &options, None);
+        send(&trace(&mut disk, 12, &mut rng, cluster), &image);
+        drop(image);
+
+        let path = folder.path("made");
+        qemu::assert_clean(&path);
+        let raw = folder.write_raw("raw", &disk);
+        qemu::assert_reads_like(&path, &raw);
+        let info = &qemu::backing_chain(&path)[0];
+        let specific = &info["format-specific"]["data"];
+        let compat = if version == 2 { "0.10" } else { "1.1" };
+        assert_eq!(info["cluster-size"], 1 << cluster_bits, "{context}");
+        assert_eq!(specific["compat"], compat, "{context}");
+        assert_eq!(specific["refcount-bits"], refcount_bits, "{context}");
+        let chain = folder.chain("made", BackingFormat::Qcow2);
+        disk.assert_is(&read_ours(&chain), "our chain", &context);
+    }
 }
 
 /// One trace into our image by us and into QEMU's by QEMU; then each writes on in the image of the other.
@@ -266,12 +325,12 @@ fn write_until_the_end(
 ) -> (Arc<FaultyStorage>, Vec<Promise>) {
     let storage = Arc::new(FaultyStorage::new());
     let options = CreateOptions {
-        virtual_size_bytes: start.bytes().len() as u64,
         cluster_size_bytes: u32::try_from(cluster).expect("a cluster size"),
         backing: below.map(|(name, format)| BackingName {
             name: name.to_owned(),
             format: Some(format),
         }),
+        ..CreateOptions::new(start.bytes().len() as u64)
     };
     let parent = below.map(|(name, format)| Arc::new(folder.chain(name, format)));
     let image = Image::create(storage.clone(), &options, parent).expect("a new image");

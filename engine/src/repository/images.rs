@@ -157,12 +157,12 @@ impl Repository {
             storage = wrapper(storage);
         }
         let options = CreateOptions {
-            virtual_size_bytes,
             cluster_size_bytes: IMAGE_CLUSTER_BYTES,
             backing: parent.map(|parent| BackingName {
                 name: image.backing_name_of(parent),
                 format: Some(BackingFormat::Qcow2),
             }),
+            ..CreateOptions::new(virtual_size_bytes)
         };
         let created = Image::create(storage, &options, below)
             .map_err(|error| image_error(what, details(), error))?;

@@ -28,6 +28,25 @@ pub struct CreateImage {
     pub cluster_size_bytes: u32,
     /// The image below; its path is recorded in the header as given, and seen from the new file.
     pub backing: Option<Source>,
+    /// Version of the format: 2 (QEMU's `compat=0.10`) or 3 (`1.1`).
+    pub version: u32,
+    /// Width of a reference count: a power of two, 1 to 64; 16 in version 2.
+    pub refcount_bits: u32,
+}
+
+impl CreateImage {
+    /// An image of 64 KiB clusters, without backing, as usual in all else.
+    pub fn new(path: impl Into<PathBuf>, size_bytes: Option<u64>) -> Self {
+        let usual = CreateOptions::new(0);
+        Self {
+            path: path.into(),
+            size_bytes,
+            cluster_size_bytes: usual.cluster_size_bytes,
+            backing: None,
+            version: usual.version,
+            refcount_bits: usual.refcount_bits,
+        }
+    }
 }
 
 /// Facts of one file of a chain.
@@ -156,9 +175,11 @@ pub(crate) fn format_image(file: std::fs::File, image: &CreateImage) -> Result<I
         Error::invalid("size is required without a backing image", at(&image.path))
     })?;
     let options = CreateOptions {
-        virtual_size_bytes,
         cluster_size_bytes: image.cluster_size_bytes,
         backing,
+        version: image.version,
+        refcount_bits: image.refcount_bits,
+        ..CreateOptions::new(virtual_size_bytes)
     };
     Image::create(Arc::new(FileStorage::new(file)), &options, parent)
         .map_err(|error| image_error("failed to create image", at(&image.path), error))
@@ -248,10 +269,11 @@ pub async fn convert(request: ConvertImage) -> Result<Converted, Error> {
             ImageFormat::Qcow2 => Arc::new(format_image(
                 new.file()?,
                 &CreateImage {
-                    path: request.target.clone(),
-                    size_bytes: Some(virtual_size_bytes.next_multiple_of(SECTOR_BYTES)),
                     cluster_size_bytes: request.cluster_size_bytes,
-                    backing: None,
+                    ..CreateImage::new(
+                        &request.target,
+                        Some(virtual_size_bytes.next_multiple_of(SECTOR_BYTES)),
+                    )
                 },
             )?),
         };

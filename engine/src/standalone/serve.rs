@@ -188,10 +188,9 @@ fn create(
         .open(path)
         .map_err(failed)?;
     let image = CreateImage {
-        path: path.to_owned(),
-        size_bytes: Some(size_bytes),
         cluster_size_bytes: IMAGE_CLUSTER_BYTES,
         backing,
+        ..CreateImage::new(path, Some(size_bytes))
     };
     let made = lock(&file, path).and_then(|()| format_image(file, &image));
     match made {

@@ -46,10 +46,8 @@ fn text(path: &Path) -> &str {
 
 fn create_image(path: PathBuf, size_bytes: Option<u64>, backing: Option<&str>) -> CreateImage {
     CreateImage {
-        path,
-        size_bytes,
-        cluster_size_bytes: 65536,
         backing: backing.map(|name| Path::new(name).into()),
+        ..CreateImage::new(path, size_bytes)
     }
 }
 

@@ -258,13 +258,18 @@ impl Header {
         Ok((extensions, name))
     }
 
-    /// The fixed part as version 3 stores it, 112 bytes.
+    /// Bytes of a new header of a version.
+    pub fn new_len(version: u32) -> u32 {
+        if version == 2 { V2_BYTES } else { V3_BYTES }
+    }
+
+    /// The fixed part: 72 bytes of version 2, 112 of version 3.
     pub fn encode(&self) -> Vec<u8> {
         let (name_offset, name_len) = self.backing_name.unwrap_or((0, 0));
         let name_len = u32::try_from(name_len).expect("a backing name has at most 1023 bytes");
         let mut bytes = Vec::with_capacity(PREFIX_BYTES);
         bytes.extend_from_slice(&MAGIC.to_be_bytes());
-        bytes.extend_from_slice(&3_u32.to_be_bytes());
+        bytes.extend_from_slice(&self.version.to_be_bytes());
         bytes.extend_from_slice(&(name_offset as u64).to_be_bytes());
         bytes.extend_from_slice(&name_len.to_be_bytes());
         bytes.extend_from_slice(&self.geometry.cluster_bits().to_be_bytes());
@@ -276,6 +281,9 @@ impl Header {
         bytes.extend_from_slice(&self.refcount_table_clusters.to_be_bytes());
         bytes.extend_from_slice(&self.snapshot_count.to_be_bytes());
         bytes.extend_from_slice(&self.snapshots_offset.0.to_be_bytes());
+        if self.version == 2 {
+            return bytes;
+        }
         bytes.extend_from_slice(&self.incompatible.to_be_bytes());
         bytes.extend_from_slice(&self.compatible.to_be_bytes());
         bytes.extend_from_slice(&self.autoclear.to_be_bytes());
@@ -337,6 +345,16 @@ mod tests {
     #[test]
     fn a_header_survives_a_round_trip() {
         assert_eq!(parse(&header().encode()).unwrap(), header());
+        let old = Header {
+            version: 2,
+            header_len: 72,
+            ..header()
+        };
+        let mut bytes = old.encode();
+        assert_eq!(bytes.len(), 72);
+        // What follows the header is not read as a part of it.
+        bytes.resize(PREFIX_BYTES, 0xff);
+        assert_eq!(parse(&bytes).unwrap(), old);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::format::extension::{self, BACKING_FORMAT};
 use crate::format::geometry::{Geometry, HostOffset, to_u64, to_usize};
 use crate::format::header::{Header, backing_name_place};
 use crate::format::limits::{
-    DEFAULT_REFCOUNT_ORDER, MAX_BACKING_NAME_BYTES, MAX_REFCOUNT_TABLE_BYTES,
+    DEFAULT_REFCOUNT_ORDER, MAX_BACKING_NAME_BYTES, MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_BYTES,
 };
 use crate::image::allocator::Allocator;
 use crate::image::tables::Tables;
@@ -24,7 +24,7 @@ impl Image {
     /// Formats an empty storage. `parent` supplies what the image does not have yet (copy-on-write, zeroes as facts).
     ///
     /// # Errors
-    /// `Invalid` for sizes out of bounds, a name that does not fit, a storage that is not empty, or a backing name
+    /// `Invalid` for sizes, a version or a refcount width out of bounds, a name that does not fit, a storage that is not empty, or a backing name
     /// without parent or the other way round; `NoSpace` and `Io` from the storage.
     pub fn create(
         storage: Arc<dyn Storage>,
@@ -38,7 +38,7 @@ impl Image {
             return Err(invalid("a backing name and a parent go together"));
         }
         let geometry = geometry(options)?;
-        write_empty(&*storage, geometry, options.backing.as_ref())?;
+        write_empty(&*storage, geometry, options)?;
         Self::open(storage, parent)
     }
 }
@@ -59,16 +59,32 @@ fn geometry(options: &CreateOptions) -> Result<Geometry, Error> {
     }
     Geometry::new(
         size.trailing_zeros(),
-        DEFAULT_REFCOUNT_ORDER,
+        refcount_order(options)?,
         options.virtual_size_bytes,
     )
+}
+
+fn refcount_order(options: &CreateOptions) -> Result<u32, Error> {
+    let (version, bits) = (options.version, options.refcount_bits);
+    if !(2..=3).contains(&version) {
+        return Err(invalid(format!("version is not 2 or 3: version={version}")));
+    }
+    let possible = bits.is_power_of_two() && bits <= 1 << MAX_REFCOUNT_ORDER;
+    if !possible || version == 2 && bits != 1 << DEFAULT_REFCOUNT_ORDER {
+        return Err(invalid(format!(
+            "refcounts are a power of two of at most 64 bits, and 16 bits in version 2: \
+             refcount_bits={bits} version={version}"
+        )));
+    }
+    Ok(bits.trailing_zeros())
 }
 
 fn write_empty(
     storage: &dyn Storage,
     geometry: Geometry,
-    backing: Option<&BackingName>,
+    options: &CreateOptions,
 ) -> Result<(), Error> {
+    let version = options.version;
     let table_clusters = table_clusters(&geometry);
     let mut allocator = Allocator::format(geometry, table_clusters, storage)?;
     let l1_bytes = geometry.l1_entries() * 8;
@@ -76,7 +92,7 @@ fn write_empty(
     let l1 = allocator.allocate_run(storage, geometry.clusters_for(l1_bytes).max(1))?;
     let l1_at = geometry.host_start(l1.start);
     let mut header = Header {
-        version: 3,
+        version,
         geometry,
         backing_name: None,
         l1_entries: u32::try_from(geometry.l1_entries()).expect("at most 32 MiB of L1 entries"),
@@ -88,16 +104,16 @@ fn write_empty(
         incompatible: 0,
         compatible: 0,
         autoclear: 0,
-        header_len: 112,
+        header_len: Header::new_len(version),
         compression_type: 0,
     };
-    let cluster = header_cluster(&mut header, backing)?;
+    let cluster = header_cluster(&mut header, options.backing.as_ref())?;
 
     let zeroes = vec![0; to_usize(geometry.cluster_size())];
     for cluster in l1.clusters() {
         storage::write(storage, geometry.host_start(cluster), &zeroes)?;
     }
-    let mut tables = Tables::new(geometry, 3, allocator, l1_at, vec![]);
+    let mut tables = Tables::new(geometry, version, allocator, l1_at, vec![]);
     let (changes, _) = tables.begin_commit();
     for write in changes.stages().into_iter().flatten() {
         storage::write(storage, write.at, &write.payload.to_bytes())?;

@@ -1,5 +1,6 @@
 //! What callers see of an image.
 
+use crate::format::limits::{DEFAULT_CLUSTER_BITS, DEFAULT_REFCOUNT_ORDER};
 use crate::format::seal::Seal;
 
 /// How a backing file is to be read.
@@ -30,7 +31,7 @@ pub struct BackingName {
     pub format: Option<BackingFormat>,
 }
 
-/// How to format a new image.
+/// How to format a new image. Take [`CreateOptions::new`] for what is not named: more may come.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
     /// Bytes of the virtual disk, a multiple of 512.
@@ -39,6 +40,23 @@ pub struct CreateOptions {
     pub cluster_size_bytes: u32,
     /// What the header records; the data comes from the `Chain` given to `Image::create`.
     pub backing: Option<BackingName>,
+    /// 2 or 3; 3 unless told. Version 2 has no zero clusters: zeroes over data below are stored as data.
+    pub version: u32,
+    /// Width of a refcount: a power of two, 1 to 64, and 16 in version 2; 16 unless told.
+    pub refcount_bits: u32,
+}
+
+impl CreateOptions {
+    /// Options for a disk of this many bytes, all else as usual.
+    pub fn new(virtual_size_bytes: u64) -> Self {
+        Self {
+            virtual_size_bytes,
+            cluster_size_bytes: 1 << DEFAULT_CLUSTER_BITS,
+            backing: None,
+            version: 3,
+            refcount_bits: 1 << DEFAULT_REFCOUNT_ORDER,
+        }
+    }
 }
 
 /// Counted by the image while it is written. Each byte received, as data or as a request for zeroes, is in exactly
