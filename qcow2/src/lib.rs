@@ -42,6 +42,8 @@ mod chain;
 #[cfg(feature = "io")]
 mod check;
 #[cfg(feature = "io")]
+mod hashes;
+#[cfg(feature = "io")]
 mod image;
 #[cfg(feature = "io")]
 pub mod storage;
@@ -49,12 +51,15 @@ pub mod storage;
 mod sync;
 
 pub use error::{Error, ErrorKind};
+pub use format::digest::Digest;
 pub use format::seal::Seal;
 
 #[cfg(feature = "io")]
 pub use chain::{Chain, OpenedBacking, Opener};
 #[cfg(feature = "io")]
 pub use check::{CheckReport, check};
+#[cfg(feature = "io")]
+pub use hashes::{ClusterHash, HashPage, Hashes};
 #[cfg(feature = "io")]
 pub use image::{
     BackingFormat, BackingName, CreateOptions, Elision, Extent, ExtentKind, Image, ImageInfo,

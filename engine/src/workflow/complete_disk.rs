@@ -121,6 +121,7 @@ async fn seal_image(
             .as_ref()
             .map(|parent| parent.backup_id.to_string()),
         change_id: Some(change_id.to_string()),
+        hashes: None,
     };
     let mut manifest = manifest(job, disk, change_id, hub.clock.now())?;
     let (repository, image, path) = (

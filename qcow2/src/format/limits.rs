@@ -60,6 +60,15 @@ pub const MAX_TRAILING_BLOCKS: usize = 64;
 pub const MAX_COMPARE_BYTES: u64 = 256 * 1024;
 /// Contiguous data from which on early writeback is worth a system call.
 pub const MIN_WRITEBACK_BYTES: u64 = 128 * 1024;
+/// Longest name of an image in its hash sidecar: a point id; the header is one sector.
+pub const MAX_HASH_IDENTITY_BYTES: usize = 255;
+/// Pages of a hash sidecar, of 4096 clusters each: 2 PiB of disk with 64 KiB clusters, as far as an L1 table goes. While
+/// an image is written each costs a byte of memory.
+pub const MAX_HASH_PAGES: u64 = 1 << 23;
+/// Part of a sidecar's directory that is in memory at once.
+pub const HASH_DIRECTORY_PIECE_BYTES: usize = 64 * 1024;
+/// Neighbouring data read at once to be hashed, at least one cluster.
+pub const MAX_HASH_READ_BYTES: u64 = 1 << 20;
 /// Host clusters whose references one pass of `check` counts: 32 MiB of counters, 1 TiB of file
 /// with 64 KiB clusters; larger files take more passes.
 pub const CHECK_WINDOW_CLUSTERS: u64 = 16 << 20;

@@ -3,9 +3,11 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, corrupt, invalid, unsupported};
+use crate::format::digest::Digest;
 use crate::format::limits::MAX_SEAL_BYTES;
 
-/// The layout of the JSON; readers refuse a higher one.
+/// The layout of the JSON; readers refuse a higher one. A key that an older reader may leave out of account, as it does
+/// with what it does not know, is no new layout.
 const VERSION: u64 = 1;
 
 /// The hub's facts inside an image: an unknown header extension to everyone else (JSON, versioned,
@@ -18,6 +20,9 @@ pub struct Seal {
     pub parent_id: Option<String>,
     /// The hypervisor's change id of the disk at this point.
     pub change_id: Option<String>,
+    /// The root of the image's hash sidecar, which is the only one that is believed; `None` without one. The image
+    /// fills it in when it is sealed.
+    pub hashes: Option<Digest>,
 }
 
 impl Seal {
@@ -34,6 +39,9 @@ impl Seal {
         }
         if let Some(change) = &self.change_id {
             object.insert("change_id".into(), change.clone().into());
+        }
+        if let Some(root) = &self.hashes {
+            object.insert("hashes".into(), root.to_string().into());
         }
         let bytes = Value::Object(object).to_string().into_bytes();
         if bytes.len() > MAX_SEAL_BYTES {
@@ -70,6 +78,7 @@ impl Seal {
             point_id,
             parent_id: text("parent_id"),
             change_id: text("change_id"),
+            hashes: text("hashes").as_deref().map(Digest::parse).transpose()?,
         })
     }
 }
@@ -84,9 +93,13 @@ mod tests {
             point_id: "p\"1".into(),
             parent_id: None,
             change_id: Some("52 de/4".into()),
+            hashes: Some(Digest([0xa5; Digest::BYTES])),
         };
         assert_eq!(Seal::parse(&seal.encode().unwrap()).unwrap(), seal);
         assert!(Seal::parse(b"{}").is_err());
+        assert!(Seal::parse(b"{\"version\":1,\"point_id\":\"x\",\"hashes\":\"1\"}").is_err());
+        let unknown = Seal::parse(b"{\"version\":1,\"point_id\":\"x\",\"later\":[1]}").unwrap();
+        assert_eq!((unknown.point_id.as_str(), unknown.hashes), ("x", None));
         assert!(Seal::parse(b"{\"version\":2,\"point_id\":\"x\"}").is_err());
         let long = Seal {
             point_id: "x".repeat(5000),

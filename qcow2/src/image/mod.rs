@@ -5,6 +5,7 @@ mod commit;
 mod create;
 mod elide;
 mod extents;
+mod hashing;
 mod locks;
 mod open;
 mod read;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind};
 use crate::format::geometry::Geometry;
+use crate::hashes::HashRecorder;
 use crate::image::commit::CommitState;
 use crate::image::locks::RangeLocks;
 use crate::image::tables::Tables;
@@ -47,6 +49,7 @@ pub struct Image {
     tables: Mutex<Tables>,
     counters: Counters,
     elision: Elision,
+    hashes: Option<HashRecorder>,
     sealed: AtomicBool,
 }
 

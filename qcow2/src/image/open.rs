@@ -97,6 +97,7 @@ impl Image {
             tables: Mutex::new(tables),
             counters: Counters::default(),
             elision: Elision::Off,
+            hashes: None,
             sealed: AtomicBool::new(false),
         })
     }

@@ -15,7 +15,12 @@ impl Image {
         let len = to_u64(into.len());
         self.check_range(offset, len)?;
         let _range = self.locks.shared(self.clusters(offset, len));
-        for run in self.runs(offset, len)? {
+        self.read_held(offset, into)
+    }
+
+    /// As `read`; the caller holds the range, which is inside the disk.
+    pub(super) fn read_held(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
+        for run in self.runs(offset, to_u64(into.len()))? {
             let from = to_usize(run.start.0 - offset);
             let part = &mut into[from..from + to_usize(run.len_bytes)];
             match run.source {

@@ -11,19 +11,26 @@ use crate::storage;
 use crate::sync::Ordering;
 
 impl Image {
-    /// Writes the seal into the header and flushes; the image takes no writes afterwards.
+    /// Writes the seal into the header and flushes; the image takes no writes afterwards. The hashes, if they are
+    /// recorded, are completed and durable before, and the seal names their root, whatever `seal` says of it.
     ///
     /// A cut at any moment leaves either no seal or all of it: its body becomes durable first, and the eight bytes
     /// that make it part of the list lie within one sector.
     ///
     /// # Errors
-    /// `ReadOnly` if it is sealed already, `Unsupported` if the first cluster has no room, else as `flush`.
+    /// `ReadOnly` if it is sealed already, `Unsupported` if the first cluster has no room, else as `flush` and as
+    /// reading does.
     pub fn seal(&self, seal: &Seal) -> Result<(), Error> {
-        let body = extension::encode(SEAL, &seal.encode()?);
         // Waits for requests under way and keeps new ones out.
         let _all = self.locks.exclusive(0..u64::MAX);
         self.check_writable()?;
         self.flush()?;
+        let hashes = self.seal_hashes(&seal.point_id)?;
+        let seal = Seal {
+            hashes,
+            ..seal.clone()
+        };
+        let body = extension::encode(SEAL, &seal.encode()?);
         let at = self.room_for(body.len())?;
         let (head, rest) = body.split_at(8);
         // Behind the body comes the end marker of the list.
@@ -33,7 +40,7 @@ impl Image {
         storage::sync(&*self.storage)?;
         storage::write(&*self.storage, HostOffset(at), head)?;
         storage::sync(&*self.storage)?;
-        self.info.lock().seal = Some(seal.clone());
+        self.info.lock().seal = Some(seal);
         self.sealed.store(true, Ordering::Release);
         Ok(())
     }

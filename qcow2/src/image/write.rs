@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::Error;
+use crate::format::digest::Digest;
 use crate::format::geometry::{GuestCluster, HostCluster, HostOffset, to_u64, to_usize};
 use crate::format::l2::{HostCell, L2Entry};
 use crate::format::limits::MIN_WRITEBACK_BYTES;
@@ -51,6 +52,8 @@ pub(super) struct Piece {
     pub(super) content: Content,
     pub(super) entry: L2Entry,
     pub(super) action: Action,
+    /// The hash of what it brings, where that is known and the whole cluster.
+    pub(super) digest: Option<Digest>,
     /// The new cluster, where the action needs one.
     place: Option<HostOffset>,
 }
@@ -141,12 +144,14 @@ impl Image {
         }
         let mut pieces = self.decide(range.clone(), request)?;
         if let Request::Data(data) = request {
+            self.hash_pieces(range.start, &mut pieces, data);
             self.elide(range.start, &mut pieces, data);
         }
         self.allocate(&mut pieces)?;
         let written = self
             .write_data(range.start, &pieces, request)
             .and_then(|()| self.change_tables(&pieces));
+        self.record_hashes(&pieces, written.is_ok());
         if written.is_err() {
             self.give_back(&pieces);
         } else {
@@ -227,6 +232,7 @@ impl Image {
             content,
             entry,
             action,
+            digest: None,
             place: None,
         })
     }

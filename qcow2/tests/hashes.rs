@@ -1,0 +1,489 @@
+//! Hashes beside an image: they are right whatever was written how, a damaged sidecar is never believed, and a sealed
+//! image is never without the whole of it.
+
+#![expect(clippy::unwrap_used, reason = "a panic is the report")]
+
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod support;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use qcow2::{
+    BackingFormat, BackingName, Chain, ClusterHash, CreateOptions, Digest, Elision, ErrorKind,
+    ExtentKind, FaultyStorage, Hashes, Image, MemoryStorage, Seal, Storage,
+};
+use support::{Folder, Model, random_data, random_request, rng, seed};
+
+fn options(size: u64, cluster: u32, backing: Option<&str>) -> CreateOptions {
+    let backing = backing.map(|name| BackingName {
+        name: name.into(),
+        format: Some(BackingFormat::Raw),
+    });
+    CreateOptions {
+        cluster_size_bytes: cluster,
+        backing,
+        ..CreateOptions::new(size)
+    }
+}
+
+fn seal_of(point: &str) -> Seal {
+    Seal {
+        point_id: point.into(),
+        ..Seal::default()
+    }
+}
+
+/// A parent that is the bytes of a disk.
+fn raw_parent(bytes: Vec<u8>) -> Arc<Chain> {
+    let storage = Arc::new(MemoryStorage::with_bytes(bytes));
+    let folder = Folder("/nonexistent".into());
+    Arc::new(Chain::open(storage, "base", BackingFormat::Raw, &folder).unwrap())
+}
+
+fn digest(bytes: &[u8]) -> ClusterHash {
+    let hash = blake3::hash(bytes);
+    ClusterHash::Data(Digest(*hash.as_bytes().first_chunk().unwrap()))
+}
+
+/// What the hashes must be, from what the image says of itself.
+fn expected(image: &Image, cluster: u64) -> Vec<ClusterHash> {
+    let size = image.virtual_size_bytes();
+    let one = |at: u64| {
+        let len = cluster.min(size - at);
+        let extents = image.extents(at, len).unwrap();
+        let own: Vec<_> = extents.iter().filter(|extent| extent.depth == 0).collect();
+        match own.first().map(|extent| extent.kind) {
+            None | Some(ExtentKind::Unallocated) => ClusterHash::Nothing,
+            Some(ExtentKind::Zero) => ClusterHash::Zero,
+            Some(ExtentKind::Data) => {
+                let mut bytes = vec![0; usize::try_from(len).unwrap()];
+                image.read(at, &mut bytes).unwrap();
+                digest(&bytes)
+            }
+        }
+    };
+    (0..size.div_ceil(cluster))
+        .map(|it| one(it * cluster))
+        .collect()
+}
+
+fn found(hashes: &Hashes) -> Vec<ClusterHash> {
+    let pages = (0..hashes.pages()).map(|page| hashes.page(page).unwrap());
+    pages
+        .flat_map(|page| page.iter().collect::<Vec<_>>())
+        .collect()
+}
+
+/// Random requests, whole clusters among them, on random sizes, with and without a parent, and with a sidecar that
+/// fails for a while: the sidecar says what the image holds.
+#[test]
+fn every_hash_is_that_of_what_the_image_holds() {
+    let seed = seed();
+    let mut rng = rng(seed);
+    let mut kinds: HashMap<_, u32> = HashMap::new();
+    for round in 0..120 {
+        let cluster = 512_u32 << rng.u32(0..9);
+        let sectors = rng.u64(1..6000);
+        let size = sectors * 512;
+        let base = rng
+            .bool()
+            .then(|| random_data(&mut rng, usize::try_from(size).unwrap()));
+        let mut model = Model::new(size);
+        let parent = base.map(|bytes| {
+            model.put(0, &bytes);
+            raw_parent(bytes)
+        });
+        let options = CreateOptions {
+            version: rng.u32(2..=3),
+            ..options(size, cluster, parent.is_some().then_some("base"))
+        };
+        let storage = Arc::new(FaultyStorage::new());
+        let sidecar = Arc::new(FaultyStorage::new());
+        sidecar.write_at(0, &[0xa5; 70_000]).unwrap();
+        let image = Image::create(storage.clone(), &options, parent).unwrap();
+        let elision = if rng.bool() {
+            Elision::Read
+        } else {
+            Elision::Off
+        };
+        let image = image
+            .with_elision(elision)
+            .with_hashes(sidecar.clone())
+            .unwrap();
+        if rng.u8(0..4) == 0 {
+            sidecar.fail_after(rng.u64(0..20), std::io::ErrorKind::StorageFull);
+        }
+        for _ in 0..rng.usize(0..40) {
+            if rng.bool() {
+                let index = rng.u64(0..size.div_ceil(cluster.into()));
+                let at = usize::try_from(index * u64::from(cluster)).unwrap();
+                let count = usize::try_from(cluster).unwrap() * rng.usize(1..5);
+                let count = count.min(model.bytes().len() - at);
+                let data = random_data(&mut rng, count);
+                image.write(at as u64, &data).unwrap();
+                model.put(at, &data);
+            } else {
+                random_request(&mut rng, &image, &mut model);
+            }
+        }
+        if rng.u8(0..8) == 0 {
+            // A write that fails in the middle leaves something that only reading tells.
+            storage.fail_after(rng.u64(0..4), std::io::ErrorKind::StorageFull);
+            let at = rng.u64(0..size);
+            let _ = image.write(at, &vec![7; usize::try_from(size - at).unwrap()]);
+            storage.heal();
+        }
+        sidecar.heal();
+        let expected = expected(&image, cluster.into());
+        image.seal(&seal_of("point-1")).unwrap();
+        let context = format!("seed={seed} round={round} cluster={cluster} size={size}");
+        let hashes = Hashes::open(sidecar).unwrap();
+        assert_eq!(
+            Some(hashes.root()),
+            image.info().seal.unwrap().hashes,
+            "{context}"
+        );
+        assert_eq!(hashes.identity(), "point-1");
+        assert_eq!(hashes.virtual_size_bytes(), size);
+        assert_eq!(hashes.cluster_size_bytes(), u64::from(cluster));
+        let hashes = found(&hashes);
+        assert!(hashes == expected, "{context}");
+        for hash in hashes {
+            *kinds.entry(std::mem::discriminant(&hash)).or_default() += 1;
+        }
+    }
+    assert_eq!(kinds.len(), 3, "seed={seed}: {kinds:?}");
+}
+
+/// Threads write parts of clusters and whole ones at once: the last word on each has the hash.
+#[test]
+fn hashes_follow_concurrent_writes() {
+    const CLUSTER: u64 = 512;
+    const CLUSTERS: u64 = 9000;
+    let sidecar = Arc::new(MemoryStorage::new());
+    let options = options(CLUSTER * CLUSTERS, 512, None);
+    let image = Image::create(Arc::new(MemoryStorage::new()), &options, None).unwrap();
+    let image = image.with_hashes(sidecar.clone()).unwrap();
+    let start = std::sync::Barrier::new(4);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let (image, start) = (&image, &start);
+            scope.spawn(move || {
+                start.wait();
+                for cluster in 0..CLUSTERS {
+                    let at = cluster * CLUSTER;
+                    match thread {
+                        0 | 1 => image.write(at, &[thread + 1; 512]).unwrap(),
+                        2 => image.write(at + 100, &[9; 100]).unwrap(),
+                        _ if cluster % 3 == 0 => image.write_zeroes(at, 300, true).unwrap(),
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    let expected = expected(&image, CLUSTER);
+    image.seal(&seal_of("p")).unwrap();
+    assert!(found(&Hashes::open(sidecar).unwrap()) == expected);
+}
+
+/// Counts the bytes that are read.
+#[derive(Debug, Default)]
+struct Counting {
+    inner: MemoryStorage,
+    read: AtomicU64,
+}
+
+impl Storage for Counting {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.read.fetch_add(into.len() as u64, Ordering::Relaxed);
+        self.inner.read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.inner.write_at(offset, data)
+    }
+
+    fn len_bytes(&self) -> std::io::Result<u64> {
+        self.inner.len_bytes()
+    }
+
+    fn set_len(&self, len_bytes: u64) -> std::io::Result<()> {
+        self.inner.set_len(len_bytes)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn start_writeback(&self, _offset: u64, _len_bytes: u64) {}
+}
+
+/// What was hashed when it came is not read when the image is sealed; what was not is, and nothing else.
+#[test]
+fn only_what_is_not_known_is_read_at_the_seal() {
+    const SIZE: u64 = 64 << 20;
+    let storage = Arc::new(Counting::default());
+    let sidecar = Arc::new(MemoryStorage::new());
+    let image = Image::create(storage.clone(), &options(SIZE, 65_536, None), None).unwrap();
+    let image = image.with_hashes(sidecar).unwrap();
+    for at in (0..SIZE / 2).step_by(256 << 10) {
+        image.write(at, &vec![5; 256 << 10]).unwrap();
+    }
+    for cluster in [3, 4, 700] {
+        image.write(cluster * 65_536 + 1, &[6; 100]).unwrap();
+    }
+    image.flush().unwrap();
+    let before = storage.read.load(Ordering::Relaxed);
+    image.seal(&seal_of("p")).unwrap();
+    let read = storage.read.load(Ordering::Relaxed) - before;
+    // Three clusters of data, and the first cluster of the file twice for the header.
+    assert!((3 * 65_536..6 * 65_536).contains(&read), "read={read}");
+}
+
+/// Two pages with something in them, one without, the last one short; in the last cluster half of it is the disk's.
+fn sealed() -> (Vec<u8>, Vec<u8>) {
+    const CLUSTER: u64 = 1024;
+    let size = (2 * 4096 + 3) * CLUSTER + 512;
+    let (storage, sidecar) = (
+        Arc::new(MemoryStorage::new()),
+        Arc::new(MemoryStorage::new()),
+    );
+    let image = Image::create(storage.clone(), &options(size, 1024, None), None).unwrap();
+    let image = image.with_hashes(sidecar.clone()).unwrap();
+    image.write(0, &[1; 5000]).unwrap();
+    image.write_zeroes(1024, 1024, true).unwrap();
+    image.write(size - 1500, &[2; 1500]).unwrap();
+    image.seal(&seal_of("point-1")).unwrap();
+    (storage.to_bytes(), sidecar.to_bytes())
+}
+
+fn open(sidecar: Vec<u8>) -> Result<Vec<ClusterHash>, qcow2::Error> {
+    let hashes = Hashes::open(Arc::new(MemoryStorage::with_bytes(sidecar)))?;
+    let mut all = Vec::new();
+    for page in 0..hashes.pages() {
+        all.extend(hashes.page(page)?.iter());
+    }
+    Ok(all)
+}
+
+/// A changed bit or a missing end is found, wherever it is; only a page that is not there has nothing to find.
+#[test]
+fn a_damaged_sidecar_is_refused_wherever_it_is_damaged() {
+    let (_, whole) = sealed();
+    let entries = 4096;
+    assert_eq!(whole.len(), entries + (2 * 4096 + 4) * 16);
+    let all = open(whole.clone()).unwrap();
+    for at in 0..whole.len() {
+        let is_hole = (entries + 65_536..entries + 2 * 65_536).contains(&at);
+        if (at > 8192 && at % 61 > 0 && at < whole.len() - 200) || is_hole && at % 997 > 0 {
+            continue;
+        }
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1 << (at % 8);
+        match open(damaged) {
+            Ok(found) => assert!(is_hole && found == all, "at={at}"),
+            Err(error) => {
+                let kind = error.kind();
+                let kinds = [ErrorKind::Corrupt, ErrorKind::Unsupported];
+                assert!(kinds.contains(&kind) && !is_hole, "at={at}: {error}");
+            }
+        }
+    }
+    for len in (0..whole.len()).step_by(211).chain([whole.len() - 1]) {
+        assert!(open(whole[..len].to_vec()).is_err(), "len={len}");
+    }
+    let mut longer = whole;
+    longer.push(0);
+    assert!(open(longer).is_err());
+}
+
+proptest! {
+    /// Any bytes, with a header that is right as far as the case goes: an error or hashes, never a panic, and no more
+    /// memory than a page needs.
+    #[test]
+    fn any_bytes_are_refused_or_read(
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..9000),
+        known in 0_usize..60,
+        words in proptest::collection::vec(any::<u64>(), 3),
+    ) {
+        let (_, whole) = sealed();
+        let known = known.min(bytes.len());
+        bytes[..known].copy_from_slice(&whole[..known]);
+        let _ = open(bytes.clone());
+        // Sizes that lie.
+        if bytes.len() >= 48 {
+            bytes[..24].copy_from_slice(&whole[..24]);
+            for (index, word) in words.iter().enumerate() {
+                bytes[24 + index * 8..32 + index * 8].copy_from_slice(&word.to_be_bytes());
+            }
+            let _ = open(bytes);
+        }
+    }
+}
+
+#[test]
+fn sizes_that_lie_cost_nothing() {
+    let (_, whole) = sealed();
+    for (cluster, size) in [
+        (512_u64, 1_u64 << 43),
+        (1 << 21, u64::MAX),
+        (1 << 21, 1 << 55),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[24..32].copy_from_slice(&cluster.to_be_bytes());
+        bytes[32..40].copy_from_slice(&size.to_be_bytes());
+        let error = open(bytes).unwrap_err();
+        assert!(error.to_string().contains("="), "{error}");
+    }
+}
+
+#[test]
+fn names_and_states_that_cannot_be_are_refused() {
+    let fresh = || {
+        let image = Image::create(
+            Arc::new(MemoryStorage::new()),
+            &options(1 << 20, 65_536, None),
+            None,
+        );
+        image
+            .unwrap()
+            .with_hashes(Arc::new(MemoryStorage::new()))
+            .unwrap()
+    };
+    for point in ["", &"x".repeat(256)] {
+        let error = fresh().seal(&seal_of(point)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+    let image = fresh();
+    image.seal(&seal_of(&"x".repeat(255))).unwrap();
+    assert_eq!(
+        image.write(0, &[1]).unwrap_err().kind(),
+        ErrorKind::ReadOnly
+    );
+    // Working state is nothing that a reader takes for hashes.
+    let sidecar = Arc::new(MemoryStorage::new());
+    let image = Image::create(
+        Arc::new(MemoryStorage::new()),
+        &options(1 << 20, 65_536, None),
+        None,
+    );
+    let image = image.unwrap().with_hashes(sidecar.clone()).unwrap();
+    image.write(0, &[1; 65_536]).unwrap();
+    assert!(open(sidecar.to_bytes()).is_err());
+}
+
+/// Positions in both files, after each of their events.
+type Moments = Arc<Mutex<Vec<[usize; 2]>>>;
+
+/// A file whose changes have their place in the order of both files.
+#[derive(Debug)]
+struct Joint {
+    files: [Arc<FaultyStorage>; 2],
+    own: usize,
+    moments: Moments,
+}
+
+impl Joint {
+    fn pair() -> ([Arc<Self>; 2], Moments) {
+        let files = [
+            Arc::new(FaultyStorage::new()),
+            Arc::new(FaultyStorage::new()),
+        ];
+        let moments = Arc::new(Mutex::new(vec![[0, 0]]));
+        let one = |own| {
+            Arc::new(Self {
+                files: files.clone(),
+                own,
+                moments: moments.clone(),
+            })
+        };
+        ([one(0), one(1)], moments)
+    }
+
+    fn after<T>(&self, done: T) -> T {
+        let moment = [self.files[0].position(), self.files[1].position()];
+        self.moments.lock().unwrap().push(moment);
+        done
+    }
+
+    fn file(&self) -> &FaultyStorage {
+        &self.files[self.own]
+    }
+}
+
+impl Storage for Joint {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.file().read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.after(self.file().write_at(offset, data))
+    }
+
+    fn len_bytes(&self) -> std::io::Result<u64> {
+        self.file().len_bytes()
+    }
+
+    fn set_len(&self, len_bytes: u64) -> std::io::Result<()> {
+        self.after(self.file().set_len(len_bytes))
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.after(self.file().sync())
+    }
+
+    fn start_writeback(&self, _offset: u64, _len_bytes: u64) {}
+}
+
+/// The power fails for both files at one moment: there is no seal, or there is all of the sidecar that it names.
+#[test]
+fn a_cut_leaves_no_seal_or_the_whole_sidecar() {
+    let seed = seed();
+    let mut rng = rng(seed);
+    let (mut open_cuts, mut sealed_cuts) = (0, 0);
+    for _ in 0..25 {
+        let ([file, sidecar], moments) = Joint::pair();
+        let cluster = 512_u32 << rng.u32(1..4);
+        let size = rng.u64(10..5000) * 1024;
+        let image = Image::create(file.clone(), &options(size, cluster, None), None).unwrap();
+        let created = moments.lock().unwrap().len();
+        let image = image.with_hashes(sidecar.clone()).unwrap();
+        let mut model = Model::new(size);
+        for _ in 0..10 {
+            random_request(&mut rng, &image, &mut model);
+        }
+        let expected = expected(&image, cluster.into());
+        image.seal(&seal_of("p")).unwrap();
+        let moments = moments.lock().unwrap().clone();
+        for _ in 0..40 {
+            // Most of them around the seal.
+            let first = if rng.bool() {
+                created
+            } else {
+                moments.len().saturating_sub(8).max(created)
+            };
+            let moment = moments[rng.usize(first..moments.len())];
+            let context = format!("seed={seed} moment={moment:?}");
+            let [image, hashes] =
+                [0, 1].map(|own| Arc::new(file.files[own].cut(moment[own], rng.u64(..))));
+            let folder = Folder("/nonexistent".into());
+            let chain = Chain::open(image, "p", BackingFormat::Qcow2, &folder).unwrap();
+            let Some(seal) = chain.layers().remove(0).1.seal else {
+                open_cuts += 1;
+                continue;
+            };
+            sealed_cuts += 1;
+            let hashes = Hashes::open(hashes).unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert_eq!(seal.hashes, Some(hashes.root()), "{context}");
+            assert!(found(&hashes) == expected, "{context}");
+        }
+    }
+    assert!(
+        open_cuts > 50 && sealed_cuts > 50,
+        "open={open_cuts} sealed={sealed_cuts}"
+    );
+}
