@@ -29,6 +29,8 @@ pub enum ErrorKind {
 pub struct Error {
     message: String,
     kind: ErrorKind,
+    /// Found where the next write would have destroyed something: the image must be marked corrupt.
+    damage: bool,
     #[source]
     source: Option<std::io::Error>,
 }
@@ -39,6 +41,7 @@ impl Error {
         Self {
             message: message.into(),
             kind,
+            damage: false,
             source: None,
         }
     }
@@ -55,8 +58,14 @@ impl Error {
         Self {
             message: context.into(),
             kind,
+            damage: false,
             source: Some(source),
         }
+    }
+
+    #[cfg(feature = "io")]
+    pub(crate) fn is_damage(&self) -> bool {
+        self.damage
     }
 
     /// What the caller should do about it.
@@ -67,6 +76,15 @@ impl Error {
 
 pub(crate) fn corrupt(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, message)
+}
+
+/// `Corrupt`, and of a sort after which the image takes no more writes.
+#[cfg(feature = "io")]
+pub(crate) fn damage(message: impl Into<String>) -> Error {
+    Error {
+        damage: true,
+        ..corrupt(message)
+    }
 }
 
 pub(crate) fn unsupported(message: impl Into<String>) -> Error {

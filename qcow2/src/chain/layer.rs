@@ -42,7 +42,7 @@ impl Layer {
         let (header, info) = match format {
             BackingFormat::Raw => (None, raw_info(storage::len(&*storage)?)),
             BackingFormat::Qcow2 => {
-                let Opened { header, info } = open_file(&*storage)?;
+                let Opened { header, info, .. } = open_file(&*storage)?;
                 let l1_end = header.l1_offset.0 + u64::from(header.l1_entries) * 8;
                 if l1_end > info.file_size_bytes {
                     return Err(corrupt(format!(

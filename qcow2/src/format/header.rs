@@ -14,6 +14,8 @@ use crate::format::wire;
 pub const MAGIC: u32 = 0x5146_49fb;
 /// Bytes to read before the cluster size is known: the longest header this crate interprets.
 pub const PREFIX_BYTES: usize = 112;
+/// Where the incompatible feature bits are.
+pub const INCOMPATIBLE_AT: u64 = 72;
 /// Where the autoclear bits are: cleared alone, in one aligned write.
 pub const AUTOCLEAR_AT: u64 = 88;
 /// Where offset and size of the refcount table are: changed together, within one sector.

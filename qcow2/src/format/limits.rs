@@ -41,6 +41,14 @@ pub const SPAN_CLUSTERS: u64 = 8192;
 /// Extents kept over all flattened spans of a chain: 40 bytes each, 20 MiB together.
 pub const MAX_CACHED_EXTENTS: usize = 512 * 1024;
 
+/// Pages of the L1 table kept in memory: all of it up to 256 TiB of disk with 64 KiB clusters.
+pub const MAX_CACHED_L1_BYTES: u64 = 4 << 20;
+/// Bits of the filter that tells guest data from metadata: 1 MiB, exact for files of up to 512 GiB with 64 KiB
+/// clusters; beyond, a hit is looked up in the tables.
+pub const METADATA_FILTER_BITS: u64 = 1 << 23;
+/// L1 entries, of the active table and of internal snapshots together, whose L2 tables are known as metadata: what the
+/// largest active table may have. The L2 tables of snapshots beyond are protected by their refcounts alone.
+pub const MAX_INDEXED_L1_ENTRIES: u64 = MAX_L1_BYTES / 8;
 /// Changed L2 tables in memory that force a commit: 32 MiB describe 256 GiB of disk.
 pub const MAX_DIRTY_L2_BYTES: u64 = 32 << 20;
 /// L2 tables kept in memory together, changed or not, before clean ones are dropped.

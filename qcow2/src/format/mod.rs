@@ -12,4 +12,5 @@ pub mod l2;
 pub mod limits;
 pub mod refcount;
 pub mod seal;
+pub mod snapshot;
 pub mod wire;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::error::{Error, ErrorKind, corrupt};
+use crate::error::{Error, ErrorKind, corrupt, damage};
 use crate::format::geometry::{Geometry, HostCluster, HostOffset, to_u64, to_usize};
 use crate::format::header::{self, Header, REFCOUNT_TABLE_AT};
 use crate::format::limits::{
@@ -11,6 +11,8 @@ use crate::format::limits::{
     MAX_TRAILING_BLOCKS,
 };
 use crate::format::{refcount, wire};
+use crate::image::l1::check_inside;
+use crate::image::metadata::{Filter, Layout};
 use crate::plan::allocate::{ClusterRun, FreeSpace};
 use crate::plan::order::{Changes, Payload, Write, whole_sectors};
 use crate::storage::{self, Storage};
@@ -38,6 +40,8 @@ pub(crate) struct Allocator {
     outgrown: Vec<ClusterRun>,
     blocks: HashMap<u64, Block>,
     space: FreeSpace,
+    /// Where metadata may be, this table and its blocks included.
+    metadata: Filter,
     clock: u64,
     dirty_blocks: u64,
 }
@@ -88,24 +92,8 @@ impl Allocator {
         let count = u64::from(header.refcount_table_clusters);
         let at = header.refcount_table_offset;
         let len_bytes = count * geometry.cluster_size();
-        if at.0 + len_bytes > file_len {
-            return Err(corrupt(format!(
-                "refcount table ends beyond the file: offset={:#x} len={len_bytes} \
-                 file_size={file_len}",
-                at.0
-            )));
-        }
-        let mut bytes = vec![0; to_usize(len_bytes)];
-        storage::read(storage, at, &mut bytes)?;
-        let table = wire::table(&bytes);
-        for raw in &table {
-            let block = refcount::parse_table_entry(*raw, &geometry)?;
-            if block.is_some_and(|block| block.0 >= file_len) {
-                return Err(corrupt(format!(
-                    "refcount block lies beyond the file: entry={raw:#x} file_size={file_len}"
-                )));
-            }
-        }
+        check_inside("refcount table", at, len_bytes, file_len)?;
+        let table = read_table(&geometry, at, len_bytes, file_len, storage)?;
         let table_at = ClusterRun {
             start: geometry.host_cluster(at),
             count,
@@ -115,6 +103,52 @@ impl Allocator {
         let used = allocator.last_in_use(storage)?;
         allocator.space = FreeSpace::new(end.max(used));
         Ok(allocator)
+    }
+
+    /// Compares the structures of the image with each other and remembers where they are.
+    pub(crate) fn check_layout(
+        &mut self,
+        layout: &Layout,
+        file_len: u64,
+        storage: &dyn Storage,
+    ) -> Result<(), Error> {
+        let geometry = self.geometry;
+        let blocks = self.table.iter().filter(|entry| **entry != 0);
+        let blocks: Vec<HostCluster> = blocks
+            .map(|entry| geometry.host_cluster(HostOffset(*entry)))
+            .collect();
+        let metadata = &mut self.metadata;
+        layout.check(
+            &geometry,
+            self.table_at,
+            &blocks,
+            file_len,
+            storage,
+            metadata,
+        )
+    }
+
+    /// Whether a cluster may be metadata; a hit is to be looked up.
+    pub(crate) fn may_be_metadata(&self, cluster: HostCluster) -> bool {
+        self.metadata.may_hold(cluster)
+    }
+
+    /// A cluster that becomes metadata.
+    pub(crate) fn add_metadata(&mut self, cluster: HostCluster) {
+        self.metadata.add(cluster);
+    }
+
+    /// What of the refcounts a cluster is.
+    pub(crate) fn structure_at(&self, cluster: HostCluster) -> Option<&'static str> {
+        let holds = |run: &ClusterRun| run.start <= cluster && cluster.0 - run.start.0 < run.count;
+        let offset = self.geometry.host_start(cluster).0;
+        if holds(&self.table_at) || self.outgrown.iter().any(holds) {
+            Some("refcount table")
+        } else if self.table.contains(&offset) {
+            Some("refcount block")
+        } else {
+            None
+        }
     }
 
     fn with_table(
@@ -132,6 +166,7 @@ impl Allocator {
             outgrown: Vec::new(),
             blocks: HashMap::new(),
             space: FreeSpace::new(end),
+            metadata: Filter::new(),
             clock: 0,
             dirty_blocks: 0,
         }
@@ -188,7 +223,7 @@ impl Allocator {
             .flat_map(ClusterRun::clusters)
             .collect();
         for cluster in &clusters {
-            self.set(storage, *cluster, 1)?;
+            self.take(storage, *cluster)?;
         }
         Ok(clusters)
     }
@@ -202,9 +237,21 @@ impl Allocator {
         self.check_end(count)?;
         let run = self.space.take_run(count);
         for cluster in run.clusters() {
-            self.set(storage, cluster, 1)?;
+            self.take(storage, cluster)?;
         }
         Ok(run)
+    }
+
+    /// Counts the first reference to a free cluster.
+    fn take(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<(), Error> {
+        let count = self.get(storage, cluster)?;
+        if count != 0 {
+            return Err(damage(format!(
+                "free cluster is in use: offset={:#x} refcount={count}",
+                self.geometry.host_start(cluster).0
+            )));
+        }
+        self.set(storage, cluster, 1)
     }
 
     fn check_end(&self, count: u64) -> Result<(), Error> {
@@ -229,8 +276,8 @@ impl Allocator {
     ) -> Result<(), Error> {
         let before = self.get(storage, cluster)?;
         if before == 0 {
-            return Err(corrupt(format!(
-                "a cluster in use has no reference: offset={:#x}",
+            return Err(damage(format!(
+                "cluster in use has no reference: offset={:#x} refcount=0",
                 self.geometry.host_start(cluster).0
             )));
         }
@@ -241,7 +288,12 @@ impl Allocator {
         Ok(())
     }
 
-    fn get(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<u64, Error> {
+    /// The refcount of a cluster.
+    pub(crate) fn get(
+        &mut self,
+        storage: &dyn Storage,
+        cluster: HostCluster,
+    ) -> Result<u64, Error> {
         let index = self.geometry.block_index(cluster);
         if self
             .table
@@ -291,6 +343,7 @@ impl Allocator {
         let place = self.space.take_run(1).start;
         self.table[to_usize(index)] = self.geometry.host_start(place).0;
         self.changed.insert(to_usize(index));
+        self.metadata.add(place);
         let bytes = Arc::new(vec![0; to_usize(self.geometry.cluster_size())]);
         self.clock += 1;
         let block = Block {
@@ -322,6 +375,7 @@ impl Allocator {
         self.moved = true;
         self.table_at = self.space.take_run(count);
         for cluster in self.table_at.clusters() {
+            self.metadata.add(cluster);
             self.set(storage, cluster, 1)?;
         }
         self.outgrown.push(old);
@@ -454,4 +508,39 @@ impl Allocator {
         self.changed.extend(commit.entries);
         self.moved |= commit.moved;
     }
+}
+
+/// Bytes of a table that are read at a time.
+const CHUNK_BYTES: u64 = 64 << 10;
+
+/// Reads the refcount table, which lies inside the file.
+fn read_table(
+    geometry: &Geometry,
+    at: HostOffset,
+    len_bytes: u64,
+    file_len: u64,
+    storage: &dyn Storage,
+) -> Result<Vec<u64>, Error> {
+    let mut table = Vec::with_capacity(to_usize(len_bytes / 8));
+    let mut bytes = vec![0; to_usize(CHUNK_BYTES.min(len_bytes))];
+    let end = at.0 + len_bytes;
+    let mut place = at;
+    while place.0 < end {
+        let part = &mut bytes[..to_usize(CHUNK_BYTES.min(end - place.0))];
+        storage::read(storage, place, part)?;
+        for raw in part.chunks_exact(8).map(|entry| wire::u64_at(entry, 0)) {
+            let block = refcount::parse_table_entry(raw, geometry)
+                .map_err(|error| corrupt(format!("{error} offset={:#x}", place.0)))?;
+            if block.is_some_and(|block| block.0 >= file_len) {
+                return Err(corrupt(format!(
+                    "refcount block lies beyond the file: offset={:#x} entry={raw:#x} \
+                     file_size={file_len}",
+                    place.0
+                )));
+            }
+            table.push(raw);
+            place.0 += 8;
+        }
+    }
+    Ok(table)
 }

@@ -1,6 +1,10 @@
 //! Making changes durable, in the order that `plan::order` decides.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, corrupt};
+use crate::format::feature::INCOMPATIBLE_CORRUPT;
+use crate::format::geometry::HostOffset;
+use crate::format::header::INCOMPATIBLE_AT;
+use crate::format::wire;
 use crate::image::Image;
 use crate::plan::order::Write;
 use crate::storage;
@@ -23,15 +27,56 @@ impl Image {
     /// A commit point: everything completed before the call is durable when it returns.
     ///
     /// # Errors
-    /// `NoSpace` or `Io` from the storage. After a failed sync every later flush fails, too: what the system had
+    /// `Corrupt` once the image was found damaged; `NoSpace` or `Io` from the storage. After a failed sync every later flush fails, too: what the system had
     /// not written may be lost, and asking again would hide that.
     pub fn flush(&self) -> Result<(), Error> {
-        let mut state = self.commit.lock();
+        let result = self.commit_all(&mut self.commit.lock());
+        self.fence(result)
+    }
+
+    fn commit_all(&self, state: &mut CommitState) -> Result<(), Error> {
         // Refcounts fall only when nothing durable refers to the clusters any more: that is a commit of its own.
-        if self.commit_once(&mut state)? == Freed::Some {
-            self.commit_once(&mut state)?;
+        if self.commit_once(state)? == Freed::Some {
+            self.commit_once(state)?;
         }
         Ok(())
+    }
+
+    /// Hands on the result of a request. When it is damage, the image takes no more writes, and its header says that
+    /// it is corrupt (version 2 has no place for that). Reads go on. The caller holds no commit.
+    pub(super) fn fence<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && error.is_damage()
+        {
+            let _commit = self.commit.lock();
+            if self.damage.set(error.to_string()).is_ok() {
+                // Nothing better can be done about a mark that cannot be written: this process knows.
+                let _ = self.mark_corrupt();
+            }
+        }
+        result
+    }
+
+    /// Whether damage was found.
+    pub(super) fn check_intact(&self) -> Result<(), Error> {
+        match self.damage.get() {
+            None => Ok(()),
+            Some(what) => Err(corrupt(format!(
+                "image was found corrupt and takes no more writes: {what}"
+            ))),
+        }
+    }
+
+    fn mark_corrupt(&self) -> Result<(), Error> {
+        if self.info.lock().version < 3 {
+            return Ok(());
+        }
+        let mut bits = [0; 8];
+        storage::read(&*self.storage, HostOffset(INCOMPATIBLE_AT), &mut bits)?;
+        let marked = wire::u64_at(&bits, 0) | INCOMPATIBLE_CORRUPT;
+        let bytes = wire::table_bytes(&[marked]);
+        storage::write(&*self.storage, HostOffset(INCOMPATIBLE_AT), &bytes)?;
+        storage::sync(&*self.storage)
     }
 
     /// Writes what has changed, so that it need not stay in memory.
@@ -40,6 +85,7 @@ impl Image {
     }
 
     fn commit_once(&self, state: &mut CommitState) -> Result<Freed, Error> {
+        self.check_intact()?;
         if let Some(first) = &state.failed {
             return Err(Error::new(
                 ErrorKind::Io,

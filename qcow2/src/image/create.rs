@@ -16,6 +16,8 @@ use crate::format::limits::{
     DEFAULT_REFCOUNT_ORDER, MAX_BACKING_NAME_BYTES, MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_BYTES,
 };
 use crate::image::allocator::Allocator;
+use crate::image::l1::L1;
+use crate::image::metadata::Layout;
 use crate::image::tables::Tables;
 use crate::image::{BackingName, CreateOptions, Image};
 use crate::storage::{self, Storage};
@@ -113,7 +115,13 @@ fn write_empty(
     for cluster in l1.clusters() {
         storage::write(storage, geometry.host_start(cluster), &zeroes)?;
     }
-    let mut tables = Tables::new(geometry, version, allocator, l1_at, vec![]);
+    let mut tables = Tables::new(
+        geometry,
+        version,
+        allocator,
+        Layout::default(),
+        L1::new(geometry, l1_at, 0),
+    );
     let (changes, _) = tables.begin_commit();
     for write in changes.stages().into_iter().flatten() {
         storage::write(storage, write.at, &write.payload.to_bytes())?;

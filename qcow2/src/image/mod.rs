@@ -6,7 +6,9 @@ mod create;
 mod elide;
 mod extents;
 mod hashing;
+mod l1;
 mod locks;
+mod metadata;
 mod open;
 mod read;
 mod seal;
@@ -14,7 +16,7 @@ mod tables;
 mod types;
 mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind};
@@ -51,6 +53,8 @@ pub struct Image {
     elision: Elision,
     hashes: Option<HashRecorder>,
     sealed: AtomicBool,
+    /// What is wrong with an image that was found corrupt while it was open.
+    damage: OnceLock<String>,
 }
 
 impl Image {
@@ -92,7 +96,7 @@ impl Image {
         if self.sealed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::ReadOnly, "image is sealed"));
         }
-        Ok(())
+        self.check_intact()
     }
 
     /// The clusters that a range touches.

@@ -1,10 +1,10 @@
 //! Opening an existing file: everything is checked before it is used.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, corrupt, invalid};
-use crate::format::extension::{BACKING_FORMAT, SEAL};
+use crate::format::extension::{BACKING_FORMAT, Extensions, SEAL};
 use crate::format::feature::{INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
 use crate::format::header::{AUTOCLEAR_AT, Header, PREFIX_BYTES};
@@ -22,6 +22,7 @@ use crate::sync::{AtomicBool, Mutex};
 pub(crate) struct Opened {
     pub(crate) header: Header,
     pub(crate) info: ImageInfo,
+    pub(crate) extensions: Extensions,
 }
 
 /// Reads and checks the header of a file.
@@ -52,7 +53,11 @@ pub(crate) fn open_file(storage: &dyn Storage) -> Result<Opened, Error> {
         seal,
         file_size_bytes: file_len,
     };
-    Ok(Opened { header, info })
+    Ok(Opened {
+        header,
+        info,
+        extensions,
+    })
 }
 
 fn format(extension: Option<&[u8]>) -> Result<Option<BackingFormat>, Error> {
@@ -75,14 +80,18 @@ impl Image {
     ///
     /// # Errors
     /// `Refused` for a sealed image; `Unsupported` and `Corrupt` for what the header says, also for the dirty and
-    /// the corrupt bit; `Invalid` for a parent that does not go with the header; `Io` from the storage.
+    /// the corrupt bit; `Corrupt` for structures that overlap or lie beyond the file; `Invalid` for a parent that does not go with the header; `Io` from the storage.
     pub fn open(storage: Arc<dyn Storage>, parent: Option<Arc<Chain>>) -> Result<Self, Error> {
-        let Opened { header, info } = open_file(&*storage)?;
+        let Opened {
+            header,
+            info,
+            extensions,
+        } = open_file(&*storage)?;
         check_writable(&header, &info)?;
         if info.backing.is_some() != parent.is_some() {
             return Err(invalid("a backing name and a parent go together"));
         }
-        let tables = Tables::open(&header, info.file_size_bytes, &*storage)?;
+        let tables = Tables::open(&header, &extensions, info.file_size_bytes, &*storage)?;
         if header.autoclear != 0 {
             storage::write(&*storage, HostOffset(AUTOCLEAR_AT), &[0; 8])?;
             storage::sync(&*storage)?;
@@ -99,6 +108,7 @@ impl Image {
             elision: Elision::Off,
             hashes: None,
             sealed: AtomicBool::new(false),
+            damage: OnceLock::new(),
         })
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::{Error, corrupt};
+use crate::error::{Error, damage};
+use crate::format::extension::Extensions;
 use crate::format::geometry::{Geometry, GuestCluster, HostCluster, HostOffset, to_u64, to_usize};
 use crate::format::header::Header;
 use crate::format::l1::L1Entry;
@@ -12,6 +13,8 @@ use crate::format::l2::L2Entry;
 use crate::format::limits::{MAX_CACHED_L2_BYTES, MAX_DIRTY_L2_BYTES, MAX_PENDING_FREES};
 use crate::format::wire;
 use crate::image::allocator::{Allocator, AllocatorCommit};
+use crate::image::l1::{self, L1};
+use crate::image::metadata::Layout;
 use crate::plan::order::{Changes, Payload, Write, whole_sectors};
 use crate::storage::{self, Storage};
 
@@ -21,6 +24,8 @@ struct Table {
     at: HostOffset,
     /// The L1 table on disk refers to it.
     linked: bool,
+    /// It was found to be nobody else's.
+    owned: bool,
     /// The table it replaces, which others still refer to.
     replaces: Option<HostOffset>,
     /// Entries that differ from the file.
@@ -36,9 +41,9 @@ pub(crate) struct Tables {
     pub(crate) geometry: Geometry,
     pub(crate) version: u32,
     pub(crate) allocator: Allocator,
-    l1_at: HostOffset,
+    layout: Layout,
     /// As on disk: a table that is not linked yet is found in `l2` only.
-    l1: Vec<u64>,
+    l1: L1,
     l2: HashMap<usize, Table>,
     dirty_tables: u64,
     clock: u64,
@@ -68,14 +73,14 @@ impl Tables {
         geometry: Geometry,
         version: u32,
         allocator: Allocator,
-        l1_at: HostOffset,
-        l1: Vec<u64>,
+        layout: Layout,
+        l1: L1,
     ) -> Self {
         Self {
             geometry,
             version,
             allocator,
-            l1_at,
+            layout,
             l1,
             l2: HashMap::new(),
             dirty_tables: 0,
@@ -84,39 +89,20 @@ impl Tables {
         }
     }
 
-    /// Loads the tables of an existing file.
+    /// Loads the tables of an existing file, whose structures must not overlap.
     pub(crate) fn open(
         header: &Header,
+        extensions: &Extensions,
         file_len: u64,
         storage: &dyn Storage,
     ) -> Result<Self, Error> {
         let geometry = header.geometry;
-        let len_bytes = u64::from(header.l1_entries) * 8;
-        if header.l1_offset.0 + len_bytes > file_len {
-            return Err(corrupt(format!(
-                "L1 table ends beyond the file: offset={:#x} len={len_bytes} file_size={file_len}",
-                header.l1_offset.0
-            )));
-        }
-        let mut bytes = vec![0; to_usize(len_bytes)];
-        storage::read(storage, header.l1_offset, &mut bytes)?;
-        let l1 = wire::table(&bytes);
-        for raw in &l1 {
-            let entry = L1Entry::parse(*raw, &geometry)?;
-            if entry.is_some_and(|entry| entry.table.0 >= file_len) {
-                return Err(corrupt(format!(
-                    "L2 table lies beyond the file: entry={raw:#x} file_size={file_len}"
-                )));
-            }
-        }
-        let allocator = Allocator::open(header, file_len, storage)?;
-        Ok(Self::new(
-            geometry,
-            header.version,
-            allocator,
-            header.l1_offset,
-            l1,
-        ))
+        let layout = Layout::read(header, extensions, file_len, storage)?;
+        let mut allocator = Allocator::open(header, file_len, storage)?;
+        allocator.check_layout(&layout, file_len, storage)?;
+        let entries = u64::from(header.l1_entries);
+        let l1 = L1::new(geometry, header.l1_offset, to_usize(entries));
+        Ok(Self::new(geometry, header.version, allocator, layout, l1))
     }
 
     /// Whether so much has changed that it should be committed before more does.
@@ -141,22 +127,122 @@ impl Tables {
         Ok(Some(table.entries[from..from + count].to_vec()))
     }
 
-    /// Checks that data at `offset` cannot be what the tables are made of.
-    pub(crate) fn check_data(&self, offset: HostOffset) -> Result<(), Error> {
-        let cluster = self.geometry.host_cluster(offset);
-        let l1_start = self.geometry.host_cluster(self.l1_at).0;
-        let l1_end = l1_start + self.geometry.clusters_for(to_u64(self.l1.len()) * 8);
-        let table = self.allocator.table_at();
-        let metadata = cluster.0 == 0
-            || (l1_start..l1_end).contains(&cluster.0)
-            || (table.start.0..table.start.0 + table.count).contains(&cluster.0);
-        if metadata || cluster >= self.allocator.end() {
-            return Err(corrupt(format!(
-                "a data cluster lies where it cannot be: offset={:#x}",
-                offset.0
+    /// Checks that the clusters which an entry names can be its own: inside the file, no metadata, and counted.
+    ///
+    /// # Errors
+    /// `Corrupt`, as damage: what the entry's cluster is instead.
+    pub(crate) fn check_entry(
+        &mut self,
+        storage: &dyn Storage,
+        entry: &L2Entry,
+    ) -> Result<(), Error> {
+        match *entry {
+            L2Entry::Unallocated | L2Entry::Zero { kept: None } => Ok(()),
+            L2Entry::Data(cell) | L2Entry::Zero { kept: Some(cell) } => {
+                let cluster = self.geometry.host_cluster(cell.offset);
+                let count = self.check_data(storage, cluster)?;
+                if cell.copied && count != 1 {
+                    return Err(damage(format!(
+                        "data cluster claims one reference and has another count: offset={:#x} \
+                         refcount={count}",
+                        cell.offset.0
+                    )));
+                }
+                Ok(())
+            }
+            L2Entry::Compressed { offset, len_bytes } => {
+                let last = HostOffset(offset.0 + len_bytes - 1);
+                let clusters =
+                    self.geometry.host_cluster(offset).0..=self.geometry.host_cluster(last).0;
+                clusters
+                    .map(HostCluster)
+                    .try_for_each(|cluster| self.check_data(storage, cluster).map(drop))
+            }
+        }
+    }
+
+    /// Checks that a cluster can hold data, and returns its refcount.
+    fn check_data(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<u64, Error> {
+        let offset = self.geometry.host_start(cluster).0;
+        if cluster >= self.allocator.end() {
+            return Err(damage(format!(
+                "data cluster lies beyond the file: offset={offset:#x}"
+            )));
+        }
+        if self.allocator.may_be_metadata(cluster)
+            && let Some(what) = self.structure_at(storage, cluster)?
+        {
+            return Err(damage(format!(
+                "data cluster overlaps {what}: offset={offset:#x}"
+            )));
+        }
+        let count = self.allocator.get(storage, cluster)?;
+        if count == 0 {
+            return Err(damage(format!(
+                "data cluster is counted as free: offset={offset:#x} refcount=0"
+            )));
+        }
+        Ok(count)
+    }
+
+    /// What structure of the image a cluster belongs to.
+    fn structure_at(
+        &self,
+        storage: &dyn Storage,
+        cluster: HostCluster,
+    ) -> Result<Option<&'static str>, Error> {
+        let fixed = self
+            .layout
+            .fixed
+            .iter()
+            .find(|structure| structure.holds(cluster));
+        if let Some(fixed) = fixed {
+            return Ok(Some(fixed.what));
+        }
+        if let Some(what) = self.allocator.structure_at(cluster) {
+            return Ok(Some(what));
+        }
+        let at = self.geometry.host_start(cluster);
+        let mut found = self.l2.values().any(|table| table.at == at);
+        for (l1_at, entries) in &self.layout.l1_tables {
+            if found {
+                break;
+            }
+            l1::walk(&self.geometry, storage, *l1_at, *entries, |entry| {
+                found |= entry.table == at;
+                Ok(())
+            })?;
+        }
+        Ok(found.then_some("L2 table"))
+    }
+
+    /// Checks that an L2 table may be changed where it is: its refcount must say what the L1 entry says.
+    fn check_table(&mut self, storage: &dyn Storage, at: HostOffset) -> Result<(), Error> {
+        let count = self
+            .allocator
+            .get(storage, self.geometry.host_cluster(at))?;
+        if count != 1 {
+            return Err(damage(format!(
+                "L2 table claims one reference and has another count: offset={:#x} refcount={count}",
+                at.0
             )));
         }
         Ok(())
+    }
+
+    /// Lowers the refcount of a cluster that no entry refers to any more.
+    fn release(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<(), Error> {
+        // The last reference: the cluster would be handed out again.
+        if self.allocator.may_be_metadata(cluster)
+            && self.allocator.get(storage, cluster)? == 1
+            && let Some(what) = self.structure_at(storage, cluster)?
+        {
+            return Err(damage(format!(
+                "cluster to be freed is part of {what}: offset={:#x}",
+                self.geometry.host_start(cluster).0
+            )));
+        }
+        self.allocator.release(storage, cluster)
     }
 
     /// Changes one entry; the table is made, or copied where others use it.
@@ -195,14 +281,24 @@ impl Tables {
         l1_index: usize,
     ) -> Result<(), Error> {
         let copied = match self.table(storage, l1_index)? {
-            Some(table) if !table.linked => return Ok(()),
-            Some(_) => match L1Entry::parse(self.l1[l1_index], &self.geometry)? {
-                Some(entry) if entry.copied => return Ok(()),
-                _ => self.l2.remove(&l1_index),
-            },
+            Some(table) if table.owned => return Ok(()),
+            Some(table) => {
+                let at = table.at;
+                match self.l1.entry(storage, l1_index)? {
+                    Some(entry) if entry.copied => {
+                        self.check_table(storage, at)?;
+                        if let Some(table) = self.l2.get_mut(&l1_index) {
+                            table.owned = true;
+                        }
+                        return Ok(());
+                    }
+                    _ => self.l2.remove(&l1_index),
+                }
+            }
             None => None,
         };
         let place = self.allocator.allocate(storage, 1)?[0];
+        self.allocator.add_metadata(place);
         let len = to_usize(self.geometry.l2_entries());
         self.clock += 1;
         let table = Table {
@@ -211,6 +307,7 @@ impl Tables {
                 .map_or_else(|| Arc::new(vec![0; len]), |old| old.entries.clone()),
             at: self.geometry.host_start(place),
             linked: false,
+            owned: true,
             replaces: copied.map(|old| old.at),
             dirty: Some(0..len),
             in_commit: false,
@@ -228,7 +325,7 @@ impl Tables {
     ) -> Result<Option<&mut Table>, Error> {
         self.clock += 1;
         if !self.l2.contains_key(&l1_index) {
-            let Some(entry) = L1Entry::parse(self.l1[l1_index], &self.geometry)? else {
+            let Some(entry) = self.l1.entry(storage, l1_index)? else {
                 return Ok(None);
             };
             self.evict();
@@ -238,6 +335,7 @@ impl Tables {
                 entries: Arc::new(wire::table(&bytes)),
                 at: entry.table,
                 linked: true,
+                owned: false,
                 replaces: None,
                 dirty: None,
                 in_commit: false,
@@ -299,7 +397,7 @@ impl Tables {
                 table: table.at,
                 copied: true,
             };
-            let at = HostOffset(self.l1_at.0 + to_u64(*l1_index) * 8);
+            let at = self.l1.entry_at(*l1_index);
             let payload = Payload::Entries(Arc::new(vec![entry.raw()]), 0..1);
             changes.links.push(Write { at, payload });
         }
@@ -327,19 +425,18 @@ impl Tables {
             table.in_commit = false;
             if !was_linked {
                 table.linked = true;
-                self.l1[l1_index] = L1Entry {
+                let entry = L1Entry {
                     table: table.at,
                     copied: true,
-                }
-                .raw();
+                };
+                self.l1.set(l1_index, &entry);
                 if let Some(old) = table.replaces.take() {
-                    self.allocator
-                        .release(storage, self.geometry.host_cluster(old))?;
+                    self.release(storage, self.geometry.host_cluster(old))?;
                 }
             }
         }
         for cluster in commit.let_go {
-            self.allocator.release(storage, cluster)?;
+            self.release(storage, cluster)?;
         }
         self.allocator.end_commit(storage, &commit.allocator)
     }

@@ -97,7 +97,7 @@ impl Image {
     /// Writes `data` at `offset`, of any alignment. Zeroes in it become facts instead of data.
     ///
     /// # Errors
-    /// `OutOfRange`, `ReadOnly` after `seal`, `Unsupported` for parts of compressed clusters, `NoSpace`, `Io`.
+    /// `OutOfRange`, `ReadOnly` after `seal`, `Corrupt` once the image was found damaged, `Unsupported` for parts of compressed clusters, `NoSpace`, `Io`.
     /// After an error each cluster of the range holds the old or the new bytes, or a part of each.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         self.request(offset, to_u64(data.len()), Request::Data(data))
@@ -131,7 +131,8 @@ impl Image {
                 }
                 zero @ Request::Zero { .. } => zero,
             };
-            self.write_part(at..next, part)?;
+            let written = self.write_part(at..next, part);
+            self.fence(written)?;
             at = next;
         }
         Ok(())
@@ -199,8 +200,8 @@ impl Image {
         entry: L2Entry,
         version: u32,
     ) -> Result<Piece, Error> {
-        if let L2Entry::Data(cell) | L2Entry::Zero { kept: Some(cell) } = entry {
-            self.tables.lock().check_data(cell.offset)?;
+        if entry != L2Entry::Unallocated {
+            self.tables.lock().check_entry(&*self.storage, &entry)?;
         }
         let start = self.geometry.guest_start(cluster).0;
         let len = self.geometry.guest_len(cluster);
