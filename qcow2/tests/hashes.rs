@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use qcow2::{
     BackingFormat, BackingName, Chain, ClusterHash, CreateOptions, Digest, Elision, ErrorKind,
-    ExtentKind, FaultyStorage, Hashes, Image, MemoryStorage, Seal, Storage,
+    ExtentKind, FaultyStorage, Hashes, Image, MemoryStorage, OpenedBacking, Opener, Seal, Storage,
 };
 use support::{Folder, Model, random_data, random_request, rng, seed};
 
@@ -220,6 +220,273 @@ impl Storage for Counting {
     }
 
     fn start_writeback(&self, _offset: u64, _len_bytes: u64) {}
+}
+
+/// Sealed images and their sidecars, by name.
+#[derive(Default)]
+struct Shelf(HashMap<String, (Arc<Counting>, Option<Arc<Counting>>)>);
+
+impl Opener for Shelf {
+    fn open_backing(&self, name: &BackingName, _of: &str) -> Result<OpenedBacking, qcow2::Error> {
+        Ok(OpenedBacking {
+            storage: self.0[&name.name].0.clone(),
+            identity: name.name.clone(),
+            format: BackingFormat::Qcow2,
+        })
+    }
+
+    fn open_hashes(&self, of: &str) -> Option<Arc<dyn Storage>> {
+        let sidecar = self.0[of].1.clone()?;
+        Some(sidecar)
+    }
+}
+
+impl Shelf {
+    fn chain(&self, name: &str) -> Arc<Chain> {
+        let tip = self.0[name].0.clone();
+        Arc::new(Chain::open(tip, name, BackingFormat::Qcow2, self).unwrap())
+    }
+
+    /// A sealed image on top of another, written by `with`.
+    fn add(
+        &mut self,
+        name: &str,
+        below: Option<&str>,
+        options: &CreateOptions,
+        with: impl FnOnce(&Image),
+    ) {
+        let (storage, sidecar) = (Arc::new(Counting::default()), Arc::new(Counting::default()));
+        let backing = below.map(|name| BackingName {
+            name: name.into(),
+            format: Some(BackingFormat::Qcow2),
+        });
+        let options = CreateOptions {
+            backing,
+            ..options.clone()
+        };
+        let parent = below.map(|name| self.chain(name));
+        let image = Image::create(storage.clone(), &options, parent).unwrap();
+        let image = image.with_hashes(sidecar.clone()).unwrap();
+        with(&image);
+        image.seal(&seal_of(name)).unwrap();
+        self.0.insert(name.into(), (storage, Some(sidecar)));
+    }
+
+    /// An image on top of another, with nothing in it.
+    fn increment(&self, below: &str, options: &CreateOptions, elision: Elision) -> Image {
+        let backing = Some(BackingName {
+            name: below.into(),
+            format: Some(BackingFormat::Qcow2),
+        });
+        let options = CreateOptions {
+            backing,
+            ..options.clone()
+        };
+        let storage = Arc::new(MemoryStorage::new());
+        let image = Image::create(storage, &options, Some(self.chain(below))).unwrap();
+        image.with_elision(elision)
+    }
+}
+
+/// Not zero anywhere.
+fn busy(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|at| u8::try_from(at / 512 % 255 + 1).unwrap())
+        .collect()
+}
+
+/// The same again is left out without a look at the parent's data, and what differs is stored.
+#[test]
+fn hashes_tell_what_the_parent_has_without_reading_it() {
+    const SIZE: usize = (8 << 20) + 512;
+    let mut bytes = busy(SIZE);
+    let options = options(SIZE as u64, 65_536, None);
+    let mut shelf = Shelf::default();
+    shelf.add("full", None, &options, |image| {
+        image.write(0, &bytes).unwrap()
+    });
+    bytes[3 << 20] ^= 1;
+    shelf.add("next", Some("full"), &options, |image| {
+        image.write(3 << 20, &bytes[3 << 20..4 << 20]).unwrap();
+    });
+    bytes[7 << 20] ^= 1;
+    bytes[SIZE - 1] ^= 1;
+    let mut counters = Vec::new();
+    let elisions = [
+        (Elision::Hash, 3 << 16),
+        (Elision::Read, SIZE as u64 + (3 << 16)),
+    ];
+    for (elision, most) in elisions {
+        let image = shelf.increment("next", &options, elision);
+        let before: u64 = shelf
+            .0
+            .values()
+            .map(|it| it.0.read.load(Ordering::Relaxed))
+            .sum();
+        for (index, part) in bytes.chunks(256 << 10).enumerate() {
+            image.write((index * (256 << 10)) as u64, part).unwrap();
+        }
+        let after: u64 = shelf
+            .0
+            .values()
+            .map(|it| it.0.read.load(Ordering::Relaxed))
+            .sum();
+        // L2 tables, and for the one that compares bytes all of the data.
+        assert!(
+            after - before <= most,
+            "{elision:?} read={}",
+            after - before
+        );
+        let mut read = vec![0; SIZE];
+        image.read(0, &mut read).unwrap();
+        assert!(read == bytes);
+        counters.push(image.counters());
+    }
+    assert_eq!(counters[0], counters[1]);
+    assert_eq!(counters[0].stored_bytes, 65_536 + 512);
+    assert_eq!(counters[0].equal_bytes, SIZE as u64 - 65_536 - 512);
+}
+
+/// A hash says something about a cluster only if it covers just its bytes, and nothing above changed one of them.
+#[test]
+fn a_hash_of_other_bytes_decides_nothing() {
+    let bytes = busy(8 * 4096);
+    let sized = |sectors: u64, cluster| options(sectors * 512, cluster, None);
+    let mut shelf = Shelf::default();
+    shelf.add("full", None, &sized(64, 4096), |image| {
+        image.write(0, &bytes).unwrap()
+    });
+    shelf.add("short", None, &sized(61, 4096), |image| {
+        image.write(0, &bytes[..61 * 512]).unwrap();
+    });
+    shelf.add("fine", Some("full"), &sized(64, 512), |image| {
+        image.write(2 * 4096, &[7; 512]).unwrap();
+    });
+    // Below, sectors of the disk, what is stored of the bytes of the full one.
+    for (below, sectors, stored) in [
+        ("full", 64, 0),
+        ("full", 61, 0),
+        ("short", 61, 0),
+        ("short", 64, 4096),
+        ("fine", 64, 4096),
+    ] {
+        for elision in [Elision::Hash, Elision::Read] {
+            let image = shelf.increment(below, &sized(sectors, 4096), elision);
+            let data = &bytes[..usize::try_from(sectors * 512).unwrap()];
+            image.write(0, data).unwrap();
+            let context = format!("below={below} sectors={sectors} {elision:?}");
+            assert_eq!(image.counters().stored_bytes, stored, "{context}");
+            let mut read = vec![0; data.len()];
+            image.read(0, &mut read).unwrap();
+            assert!(read == data, "{context}");
+        }
+    }
+    // What the end of the shorter disk is followed by reads as zero.
+    let mut data = bytes[..61 * 512].to_vec();
+    data.resize(64 * 512, 0);
+    let image = shelf.increment("short", &sized(64, 4096), Elision::Hash);
+    image.write(0, &data).unwrap();
+    assert_eq!(image.counters().stored_bytes, 0);
+}
+
+/// Chains of layers of many sizes, some without hashes, with those of another image or with damaged ones: whatever
+/// decides, the bytes and the counters are those of a comparison of the bytes.
+#[test]
+fn elision_by_hash_and_by_bytes_agree() {
+    let seed = seed();
+    let mut rng = rng(seed);
+    let mut equal_bytes = 0;
+    for round in 0..60 {
+        let context = format!("seed={seed} round={round}");
+        let cluster = 512_u32 << rng.u32(0..6);
+        let mut model = Model::new(0);
+        let mut shelf = Shelf::default();
+        let names = ["a", "b", "c", "d"];
+        let depth = rng.usize(1..=3);
+        let draw = |rng: &mut fastrand::Rng| {
+            let cluster = if rng.u8(0..4) == 0 {
+                512 << rng.u32(0..6)
+            } else {
+                cluster
+            };
+            options(rng.u64(50..900) * 512, cluster, None)
+        };
+        let usual = draw(&mut rng);
+        let size_of = |rng: &mut fastrand::Rng| match rng.u8(0..4) {
+            0 => draw(rng),
+            _ => usual.clone(),
+        };
+        for level in 0..depth {
+            let options = size_of(&mut rng);
+            let mut now = Model::new(options.virtual_size_bytes);
+            let shared = now.bytes().len().min(model.bytes().len());
+            now.put(0, &model.bytes()[..shared]);
+            model = now;
+            let below = level.checked_sub(1).map(|below| names[below]);
+            shelf.add(names[level], below, &options, |image| {
+                for _ in 0..rng.usize(1..20) {
+                    random_request(&mut rng, image, &mut model);
+                }
+            });
+        }
+        for level in 0..depth {
+            match rng.u8(0..8) {
+                0 => shelf.0.get_mut(names[level]).unwrap().1 = None,
+                1 => {
+                    let other = shelf.0[names[rng.usize(0..depth)]].1.clone();
+                    shelf.0.get_mut(names[level]).unwrap().1 = other;
+                }
+                2 => {
+                    let Some(sidecar) = &shelf.0[names[level]].1 else {
+                        continue;
+                    };
+                    let at = rng.u64(0..sidecar.len_bytes().unwrap());
+                    let mut byte = [0];
+                    sidecar.read_at(at, &mut byte).unwrap();
+                    sidecar.write_at(at, &[byte[0] ^ 0x10]).unwrap();
+                }
+                _ => {}
+            }
+        }
+        let options = size_of(&mut rng);
+        let size = usize::try_from(options.virtual_size_bytes).unwrap();
+        let tip = names[depth - 1];
+        let mut images =
+            [Elision::Hash, Elision::Read].map(|it| shelf.increment(tip, &options, it));
+        if rng.bool() {
+            images = images.map(|image| image.with_hashes(Arc::new(MemoryStorage::new())).unwrap());
+        }
+        let mut now = Model::new(size as u64);
+        let shared = size.min(model.bytes().len());
+        now.put(0, &model.bytes()[..shared]);
+        for _ in 0..30 {
+            let at = rng.usize(0..size);
+            let len = rng.usize(1..=size - at);
+            let data = if rng.u8(0..3) == 0 {
+                random_data(&mut rng, len)
+            } else {
+                // As the parent has it, but for a byte.
+                let mut data = vec![0; len];
+                let shared = model.bytes().len().saturating_sub(at).min(len);
+                data[..shared]
+                    .copy_from_slice(&model.bytes()[model.bytes().len().min(at)..][..shared]);
+                data[rng.usize(0..len)] ^= rng.u8(0..2);
+                data
+            };
+            for image in &images {
+                image.write(at as u64, &data).unwrap();
+            }
+            now.put(at, &data);
+        }
+        for image in &images {
+            let mut read = vec![0; size];
+            image.read(0, &mut read).unwrap();
+            assert!(read == now.bytes(), "{context}");
+        }
+        assert_eq!(images[0].counters(), images[1].counters(), "{context}");
+        equal_bytes += images[0].counters().equal_bytes;
+    }
+    assert!(equal_bytes > 0, "nothing was left out: seed={seed}");
 }
 
 /// What was hashed when it came is not read when the image is sealed; what was not is, and nothing else.

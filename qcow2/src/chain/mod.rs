@@ -1,12 +1,14 @@
 //! base..tip, read-only, flattened into one extent map: read cost does not grow with depth.
 
 mod flatten;
+mod hashes;
 mod layer;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::chain::flatten::{Piece, PieceSource};
+use crate::chain::hashes::ChainHashes;
 use crate::chain::layer::Layer;
 use crate::error::{Error, ErrorKind, unsupported};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
@@ -25,6 +27,14 @@ pub trait Opener {
     /// # Errors
     /// `NotFound`, `Refused`, `Io`: whatever the opener finds; [`Error::new`] makes them.
     fn open_backing(&self, name: &BackingName, of: &str) -> Result<OpenedBacking, Error>;
+
+    /// Opens the hash sidecar of the image known as `of`, the tip or one that `open_backing` opened, if there is one and
+    /// somebody will ask for hashes. Only images whose seal names a sidecar are asked for, and only the one that the
+    /// seal names is believed.
+    fn open_hashes(&self, of: &str) -> Option<Arc<dyn Storage>> {
+        let _ = of;
+        None
+    }
 }
 
 /// A backing file, opened.
@@ -45,6 +55,7 @@ pub struct Chain {
     layers: Vec<Layer>,
     span_bytes: u64,
     spans: Mutex<Spans>,
+    hashes: ChainHashes,
 }
 
 /// Flattened spans that are remembered.
@@ -69,6 +80,7 @@ impl Chain {
     ) -> Result<Self, Error> {
         let mut seen = BTreeSet::new();
         let mut layers: Vec<Layer> = Vec::new();
+        let mut hashes = ChainHashes::default();
         let identity = identity.to_owned();
         let mut next = Some(OpenedBacking {
             storage: tip,
@@ -92,6 +104,7 @@ impl Chain {
                 None => None,
                 Some(name) => Some(open_backing(opener, name, &layer.identity)?),
             };
+            hashes.push(&layer, opener);
             layers.push(layer);
         }
         let finest = layers.iter().filter_map(Layer::cluster_size).min();
@@ -100,6 +113,7 @@ impl Chain {
             layers,
             span_bytes,
             spans: Mutex::default(),
+            hashes,
         })
     }
 

@@ -75,6 +75,8 @@ pub const MAX_HASH_IDENTITY_BYTES: usize = 255;
 pub const MAX_HASH_PAGES: u64 = 1 << 23;
 /// Part of a sidecar's directory that is in memory at once.
 pub const HASH_DIRECTORY_PIECE_BYTES: usize = 64 * 1024;
+/// Pages of hashes that a chain remembers, over all its layers: 64 KiB each, 16 MiB together.
+pub const MAX_CACHED_HASH_PAGES: usize = 256;
 /// Neighbouring data read at once to be hashed, at least one cluster.
 pub const MAX_HASH_READ_BYTES: u64 = 1 << 20;
 /// Host clusters whose references one pass of `check` counts: 32 MiB of counters, 1 TiB of file

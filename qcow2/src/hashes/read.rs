@@ -8,6 +8,7 @@ use crate::format::geometry::{to_u64, to_usize};
 use crate::format::limits::HASH_DIRECTORY_PIECE_BYTES;
 use crate::hashes::layout::{HEADER_BYTES, Header, Layout, NOTHING, ROOT_AT, ZERO};
 use crate::hashes::{digests, read_sidecar, shorten, sidecar_len};
+use crate::image::ImageInfo;
 use crate::storage::Storage;
 
 /// What a sealed image says about one of its clusters.
@@ -94,6 +95,18 @@ impl Hashes {
     /// How many pages there are.
     pub fn pages(&self) -> u64 {
         self.header.layout.pages()
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.header.layout
+    }
+
+    /// Whether these are the hashes that the seal of an image names.
+    pub(crate) fn belongs_to(&self, image: &ImageInfo) -> bool {
+        let seal = image.seal.as_ref();
+        seal.and_then(|seal| seal.hashes) == Some(self.root)
+            && self.cluster_size_bytes() == u64::from(image.cluster_size_bytes)
+            && self.virtual_size_bytes() == image.virtual_size_bytes
     }
 
     /// Reads a page and holds it against the directory.

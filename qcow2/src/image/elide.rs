@@ -4,6 +4,7 @@ use crate::chain::Chain;
 use crate::format::geometry::{to_u64, to_usize};
 use crate::format::l2::L2Entry;
 use crate::format::limits::MAX_COMPARE_BYTES;
+use crate::hashes::ClusterHash;
 use crate::image::Image;
 use crate::image::write::{Piece, part};
 use crate::plan::write::{Action, Content};
@@ -17,6 +18,9 @@ pub enum Elision {
     Off,
     /// It reads the parent and compares the bytes.
     Read,
+    /// It compares 128 bits of BLAKE3 with what the sidecars of the parent have, and the bytes where they have nothing:
+    /// what was damaged in the parent after its seal is not noticed here.
+    Hash,
 }
 
 impl Image {
@@ -30,17 +34,42 @@ impl Image {
     /// Turns into [`Action::Nothing`] what need not be stored. `data` begins at `start`; the caller holds the range,
     /// so that no other request comes between the comparison and what follows from it.
     pub(super) fn elide(&self, start: u64, pieces: &mut [Piece], data: &[u8]) {
-        let (Elision::Read, Some(parent)) = (self.elision, &self.parent) else {
+        let Some(parent) = &self.parent else {
             return;
         };
+        for piece in &mut *pieces {
+            let by_hash = self.is_equal_by_hash(parent, piece);
+            if by_hash == Some(true) {
+                piece.action = Action::Nothing;
+            }
+            piece.compare =
+                by_hash.is_none() && self.elision != Elision::Off && self.is_open(piece);
+        }
         let at_once = MAX_COMPARE_BYTES.div_ceil(self.geometry.cluster_size());
         let mut buffer = Vec::new();
-        let runs = pieces.chunk_by_mut(|one, next| self.is_open(one) == self.is_open(next));
-        for run in runs.filter(|run| self.is_open(&run[0])) {
+        let runs = pieces.chunk_by_mut(|one, next| one.compare == next.compare);
+        for run in runs.filter(|run| run[0].compare) {
             for pieces in run.chunks_mut(to_usize(at_once)) {
                 elide_equal(parent, start, pieces, data, &mut buffer);
             }
         }
+    }
+
+    /// Whether the hash of a piece must be known to decide if it is stored.
+    pub(super) fn elides_by_hash(&self, piece: &Piece) -> bool {
+        let parent = self.parent.as_ref();
+        self.elision == Elision::Hash
+            && parent.is_some_and(|parent| parent.has_hashes())
+            && self.is_open(piece)
+    }
+
+    /// Whether the parent has what a piece brings; `None` where no hash tells.
+    fn is_equal_by_hash(&self, parent: &Chain, piece: &Piece) -> Option<bool> {
+        let digest = piece.digest.filter(|_| self.elides_by_hash(piece))?;
+        let len = piece.range.end - piece.range.start;
+        let below = parent.cluster_hash(piece.range.start, len, self.geometry.cluster_size())?;
+        // The piece is not zero.
+        Some(below == ClusterHash::Data(digest))
     }
 
     /// Whether a piece brings data for the whole of a cluster that this image does not have.

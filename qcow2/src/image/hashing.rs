@@ -24,16 +24,14 @@ impl Image {
         Ok(self)
     }
 
-    /// Hashes the pieces that bring data for a whole cluster, while it is in the processor's cache. `data` begins at
+    /// Hashes the pieces that bring data for a whole cluster, where somebody wants it, while it is in the processor's cache. `data` begins at
     /// `start`; no lock on the tables is held.
     pub(super) fn hash_pieces(&self, start: u64, pieces: &mut [Piece], data: &[u8]) {
-        if self.hashes.is_none() {
-            return;
-        }
         for piece in pieces {
             let len = piece.range.end - piece.range.start;
             let whole = len == self.geometry.guest_len(piece.cluster);
-            if whole && piece.content == Content::Data {
+            let wanted = self.hashes.is_some() || self.elides_by_hash(piece);
+            if wanted && whole && piece.content == Content::Data {
                 piece.digest = Some(digest(part(data, start, &piece.range)));
             }
         }

@@ -54,6 +54,8 @@ pub(super) struct Piece {
     pub(super) action: Action,
     /// The hash of what it brings, where that is known and the whole cluster.
     pub(super) digest: Option<Digest>,
+    /// Whether only the bytes tell that the parent has the same.
+    pub(super) compare: bool,
     /// The new cluster, where the action needs one.
     place: Option<HostOffset>,
 }
@@ -234,6 +236,7 @@ impl Image {
             entry,
             action,
             digest: None,
+            compare: false,
             place: None,
         })
     }
