@@ -30,9 +30,12 @@ struct Sidecar {
 /// Pages that are remembered; `None` for one that cannot be read.
 #[derive(Debug, Default)]
 struct Pages {
-    known: HashMap<(u16, u64), (Option<Arc<HashPage>>, u64)>,
+    known: HashMap<PageKey, (Option<Arc<HashPage>>, u64)>,
     clock: u64,
 }
+
+/// The number of a layer and of one of its pages.
+type PageKey = (u16, u64);
 
 impl ChainHashes {
     pub(super) fn push(&mut self, layer: &Layer, opener: &dyn Opener) {
@@ -85,14 +88,14 @@ impl Sidecar {
 }
 
 impl Pages {
-    fn get(&mut self, key: (u16, u64)) -> Option<Option<Arc<HashPage>>> {
+    fn get(&mut self, key: PageKey) -> Option<Option<Arc<HashPage>>> {
         self.clock += 1;
         let (page, used) = self.known.get_mut(&key)?;
         *used = self.clock;
         Some(page.clone())
     }
 
-    fn insert(&mut self, key: (u16, u64), page: Option<Arc<HashPage>>) {
+    fn insert(&mut self, key: PageKey, page: Option<Arc<HashPage>>) {
         self.known.insert(key, (page, self.clock));
         if self.known.len() > MAX_CACHED_HASH_PAGES {
             let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used);
