@@ -188,56 +188,6 @@ fn bitmaps_are_invalidated() {
     );
 }
 
-/// What a hostile or damaged image holds gives an answer or an error, never a panic.
-#[test]
-fn damaged_images_do_not_panic() {
-    let seed = seed();
-    let mut rng = rng(seed);
-    let options = CreateOptions {
-        cluster_size_bytes: 4096,
-        ..CreateOptions::new(1 << 20)
-    };
-    let whole = Arc::new(qcow2::MemoryStorage::new());
-    let image = Image::create(whole.clone(), &options, None).unwrap();
-    image.write(5000, &[7; 100_000]).unwrap();
-    image.write_zeroes(40_000, 20_000, true).unwrap();
-    image.flush().unwrap();
-    let whole = whole.to_bytes();
-    for _ in 0..4000 {
-        let mut bytes = whole.clone();
-        for _ in 0..rng.usize(1..4) {
-            // Header, refcount table, L1, refcount block and L2 lie in the first clusters.
-            let at = if rng.bool() {
-                rng.usize(0..120)
-            } else {
-                rng.usize(0..bytes.len())
-            };
-            bytes[at] = if rng.bool() {
-                rng.u8(..)
-            } else {
-                1 << rng.u8(0..8)
-            };
-        }
-        if rng.u8(0..8) == 0 {
-            bytes.truncate(rng.usize(0..whole.len()));
-        }
-        let damaged = Arc::new(qcow2::MemoryStorage::with_bytes(bytes));
-        let _ = qcow2::check(&*damaged);
-        let folder = Folder("/nonexistent".into());
-        let chain = Chain::open(damaged.clone(), "tip", BackingFormat::Qcow2, &folder);
-        if let Ok(chain) = chain {
-            let len = chain.virtual_size_bytes().min(1 << 20);
-            let _ = chain.read(0, &mut vec![0; usize::try_from(len).unwrap()]);
-            let _ = chain.extents(0, len);
-        }
-        if let Ok(image) = Image::open(damaged, None) {
-            let _ = image.write(4000, &[1; 9000]);
-            let _ = image.write_zeroes(0, image.virtual_size_bytes().min(1 << 20), false);
-            let _ = image.flush();
-        }
-    }
-}
-
 /// A chain of images with their own cluster sizes and lengths: every point reads as QEMU reads it.
 #[test]
 fn every_point_of_a_chain_is_equal() {

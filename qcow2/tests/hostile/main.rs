@@ -1,5 +1,10 @@
 //! Images that lie: refused with a reason, never written where they must not be, never a panic.
-#![expect(clippy::unwrap_used, reason = "a panic is the report")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a panic is the report; seeds are printed"
+)]
 
+mod mutation;
 mod overlap;
 mod sample;

@@ -12,7 +12,7 @@ use qcow2::{
 };
 
 pub(crate) const COPIED: u64 = 1 << 63;
-const ENTRY_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const ENTRY_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Nothing but the image itself may be opened.
 pub(crate) struct Closed;
