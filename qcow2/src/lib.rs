@@ -59,7 +59,7 @@ pub use chain::{Chain, OpenedBacking, Opener};
 #[cfg(feature = "io")]
 pub use check::{CheckReport, check};
 #[cfg(feature = "io")]
-pub use hashes::{ClusterHash, HashPage, Hashes};
+pub use hashes::{ClusterHash, Damage, DamageKind, HashPage, Hashes, Subset, VerifyReport, verify};
 #[cfg(feature = "io")]
 pub use image::{
     BackingFormat, BackingName, CreateOptions, Elision, Extent, ExtentKind, Image, ImageInfo,

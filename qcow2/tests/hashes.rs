@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use qcow2::{
-    BackingFormat, BackingName, Chain, ClusterHash, CreateOptions, Digest, Elision, ErrorKind,
-    ExtentKind, FaultyStorage, Hashes, Image, MemoryStorage, OpenedBacking, Opener, Seal, Storage,
+    BackingFormat, BackingName, Chain, ClusterHash, CreateOptions, Damage, DamageKind, Digest,
+    Elision, ErrorKind, ExtentKind, FaultyStorage, Hashes, Image, MemoryStorage, OpenedBacking,
+    Opener, Seal, Storage, Subset, VerifyReport, verify,
 };
 use support::{Folder, Model, random_data, random_request, rng, seed};
 
@@ -303,7 +304,7 @@ fn hashes_tell_what_the_parent_has_without_reading_it() {
     let options = options(SIZE as u64, 65_536, None);
     let mut shelf = Shelf::default();
     shelf.add("full", None, &options, |image| {
-        image.write(0, &bytes).unwrap()
+        image.write(0, &bytes).unwrap();
     });
     bytes[3 << 20] ^= 1;
     shelf.add("next", Some("full"), &options, |image| {
@@ -354,7 +355,7 @@ fn a_hash_of_other_bytes_decides_nothing() {
     let sized = |sectors: u64, cluster| options(sectors * 512, cluster, None);
     let mut shelf = Shelf::default();
     shelf.add("full", None, &sized(64, 4096), |image| {
-        image.write(0, &bytes).unwrap()
+        image.write(0, &bytes).unwrap();
     });
     shelf.add("short", None, &sized(61, 4096), |image| {
         image.write(0, &bytes[..61 * 512]).unwrap();
@@ -753,4 +754,222 @@ fn a_cut_leaves_no_seal_or_the_whole_sidecar() {
         open_cuts > 50 && sealed_cuts > 50,
         "open={open_cuts} sealed={sealed_cuts}"
     );
+}
+
+fn verified(image: &[u8], sidecar: &[u8], subset: Subset) -> Result<VerifyReport, qcow2::Error> {
+    let [image, sidecar] =
+        [image, sidecar].map(|bytes| Arc::new(MemoryStorage::with_bytes(bytes.to_vec())));
+    verify(image, sidecar, subset)
+}
+
+/// Where the data of each cluster of a one-layer image lies: guest offset, host offset, bytes.
+fn data_clusters(image: &[u8], cluster: u64) -> Vec<(u64, u64, u64)> {
+    let storage = Arc::new(MemoryStorage::with_bytes(image.to_vec()));
+    let folder = Folder("/nonexistent".into());
+    let chain = Chain::open(storage, "i", BackingFormat::Qcow2, &folder).unwrap();
+    let size = chain.virtual_size_bytes();
+    let extents = chain.extents(0, size).unwrap();
+    let data = extents
+        .iter()
+        .filter(|extent| extent.kind == ExtentKind::Data);
+    let of_one = |extent: &qcow2::Extent| {
+        let (from, host) = (extent.offset, extent.host_offset.unwrap());
+        let end = from + extent.len_bytes;
+        (from..end)
+            .step_by(usize::try_from(cluster).unwrap())
+            .map(move |at| (at, host + (at - from), cluster.min(end - at)))
+            .collect::<Vec<_>>()
+    };
+    data.flat_map(of_one).collect()
+}
+
+#[test]
+fn a_changed_byte_of_data_is_named() {
+    let (image, sidecar) = sealed();
+    let clusters = data_clusters(&image, 1024);
+    let clean = verified(&image, &sidecar, Subset::ALL).unwrap();
+    let checked_clusters = clusters.len() as u64;
+    assert_eq!(
+        clean,
+        VerifyReport {
+            checked_clusters,
+            ..VerifyReport::default()
+        }
+    );
+    assert!(checked_clusters >= 6);
+    for (offset, host, len_bytes) in clusters {
+        for at in [0, len_bytes - 1] {
+            let mut damaged = image.clone();
+            damaged[usize::try_from(host + at).unwrap()] ^= 0x40;
+            let report = verified(&damaged, &sidecar, Subset::ALL).unwrap();
+            let kind = DamageKind::Content;
+            assert_eq!(
+                report.damages,
+                [Damage {
+                    offset,
+                    len_bytes,
+                    kind
+                }]
+            );
+            assert_eq!(
+                (report.damaged_clusters, report.mapping_differences),
+                (1, 0)
+            );
+        }
+    }
+}
+
+/// An entry that lost its data, became zero, or turned up from nowhere; a file that ends early; a page of hashes that is
+/// damaged.
+#[test]
+fn what_is_missing_is_named() {
+    let (image, sidecar) = sealed();
+    let clusters = data_clusters(&image, 1024);
+    let word = |at: u64| {
+        let at = usize::try_from(at).unwrap();
+        u64::from_be_bytes(*image[at..].first_chunk().unwrap())
+    };
+    // The first L2 table: cluster 0 is data, cluster 1 zero, cluster 9 nothing.
+    let table = word(word(40)) & 0x00ff_ffff_ffff_fe00;
+    let with = |cluster: u64, entry: u64, part: u64| {
+        let mut changed = image.clone();
+        let at = usize::try_from(table + cluster * 8).unwrap();
+        changed[at..at + 8].copy_from_slice(&entry.to_be_bytes());
+        verified(&changed, &sidecar, Subset::new(part, 2).unwrap()).unwrap()
+    };
+    let data = word(table);
+    for (cluster, entry) in [
+        (0, 0),
+        (0, 1),
+        (0, data | 0x1e),
+        (1, 0),
+        (1, data),
+        (9, 1),
+        (9, data),
+    ] {
+        let report = with(cluster, entry, 2);
+        let offset = cluster * 1024;
+        let damage = Damage {
+            offset,
+            len_bytes: 1024,
+            kind: DamageKind::Mapping,
+        };
+        assert_eq!(
+            report.damages,
+            [damage],
+            "cluster={cluster} entry={entry:#x}"
+        );
+        assert_eq!(report.mapping_differences, 1);
+    }
+    assert_eq!(with(0, data, 1).damages, []);
+    // Data beyond the end of the file; the part that does not read it does not know.
+    assert_eq!(with(0, data + (1 << 30), 2).damages, []);
+    let kind = DamageKind::Unreadable;
+    let damage = Damage {
+        offset: 0,
+        len_bytes: 1024,
+        kind,
+    };
+    assert_eq!(with(0, data + (1 << 30), 1).damages, [damage]);
+
+    let last = clusters.iter().map(|cluster| cluster.1).max().unwrap();
+    let cut = &image[..usize::try_from(last).unwrap()];
+    let report = verified(cut, &sidecar, Subset::ALL).unwrap();
+    assert_eq!(report.damaged_clusters, 1, "{report:?}");
+
+    let mut damaged = sidecar.clone();
+    damaged[4096 + 5] ^= 1;
+    let report = verified(&image, &damaged, Subset::ALL).unwrap();
+    let kind = DamageKind::Hashes;
+    assert_eq!(
+        report.damages,
+        [Damage {
+            offset: 0,
+            len_bytes: 4096 * 1024,
+            kind
+        }]
+    );
+    assert_eq!(report.damaged_clusters, 4096);
+}
+
+/// Each part reads its own, all parts read all; more faults are counted than are kept.
+#[test]
+fn parts_make_a_whole() {
+    const SIZE: u64 = 6 << 20;
+    let (storage, sidecar) = (
+        Arc::new(MemoryStorage::new()),
+        Arc::new(MemoryStorage::new()),
+    );
+    let image = Image::create(storage.clone(), &options(SIZE, 4096, None), None).unwrap();
+    let image = image.with_hashes(sidecar.clone()).unwrap();
+    image.write(0, &busy(6 << 20)).unwrap();
+    image.seal(&seal_of("p")).unwrap();
+    let (mut image, sidecar) = (storage.to_bytes(), sidecar.to_bytes());
+    // Every second cluster.
+    for (_, host, _) in data_clusters(&image, 4096).iter().step_by(2) {
+        image[usize::try_from(host + 7).unwrap()] ^= 1;
+    }
+    let clusters = SIZE / 4096;
+    let (mut checked, mut damaged) = (0, 0);
+    for part in 1..=5 {
+        let report = verified(&image, &sidecar, Subset::new(part, 5).unwrap()).unwrap();
+        assert_eq!(report.checked_clusters + report.skipped_clusters, clusters);
+        assert!(report.checked_clusters < clusters / 3 && report.checked_clusters > 0);
+        checked += report.checked_clusters;
+        damaged += report.damaged_clusters;
+    }
+    assert_eq!((checked, damaged), (clusters, clusters / 2));
+    let report = verified(&image, &sidecar, Subset::ALL).unwrap();
+    assert_eq!(
+        (report.damaged_clusters, report.damages.len()),
+        (clusters / 2, 100)
+    );
+    assert!(Subset::new(0, 5).is_err() && Subset::new(6, 5).is_err());
+}
+
+#[test]
+fn a_sidecar_of_another_image_is_refused() {
+    let (image, sidecar) = sealed();
+    let (storage, other) = (
+        Arc::new(MemoryStorage::new()),
+        Arc::new(MemoryStorage::new()),
+    );
+    let size = (2 * 4096 + 3) * 1024 + 512;
+    let open = Image::create(storage.clone(), &options(size, 1024, None), None).unwrap();
+    let open = open.with_hashes(other.clone()).unwrap();
+    let unsealed = storage.to_bytes();
+    open.seal(&seal_of("point-1")).unwrap();
+    let error = verified(&image, &other.to_bytes(), Subset::ALL).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let error = verified(&unsealed, &sidecar, Subset::ALL).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+}
+
+/// Any damage anywhere in the file: an error or a report, never a panic; and no data that changed is called good.
+#[test]
+fn no_damage_is_called_good() {
+    let seed = seed();
+    let mut rng = rng(seed);
+    let (image, sidecar) = sealed();
+    let storage = Arc::new(MemoryStorage::with_bytes(image.clone()));
+    let folder = Folder("/nonexistent".into());
+    let whole = Chain::open(storage, "i", BackingFormat::Qcow2, &folder).unwrap();
+    let mut bytes = vec![0; usize::try_from(whole.virtual_size_bytes()).unwrap()];
+    whole.read(0, &mut bytes).unwrap();
+    for _ in 0..400 {
+        let mut damaged = image.clone();
+        for _ in 0..rng.usize(1..4) {
+            let at = rng.usize(0..damaged.len());
+            damaged[at] ^= rng.u8(1..);
+        }
+        let report = verified(&damaged, &sidecar, Subset::ALL);
+        let storage = Arc::new(MemoryStorage::with_bytes(damaged));
+        let chain = Chain::open(storage, "i", BackingFormat::Qcow2, &folder);
+        let mut read = vec![0; bytes.len()];
+        let same = chain.is_ok_and(|chain| {
+            chain.virtual_size_bytes() == bytes.len() as u64 && chain.read(0, &mut read).is_ok()
+        }) && read == bytes;
+        let good = report.is_ok_and(|report| report.damaged_clusters == 0);
+        assert!(same || !good, "seed={seed}");
+    }
 }

@@ -5,17 +5,19 @@ mod hashes;
 mod layer;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::chain::flatten::{Piece, PieceSource};
 use crate::chain::hashes::ChainHashes;
-use crate::chain::layer::Layer;
+use crate::chain::layer::{Layer, Slice};
 use crate::error::{Error, ErrorKind, unsupported};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
 use crate::format::limits::{
     DEFAULT_CLUSTER_BITS, MAX_CACHED_EXTENTS, MAX_CHAIN_DEPTH, SPAN_CLUSTERS,
 };
 use crate::image::{BackingFormat, BackingName, Extent, ExtentKind, ImageInfo, push_extent};
+use crate::plan::read::Run;
 use crate::storage::{self, Storage};
 use crate::sync::Mutex;
 
@@ -115,6 +117,29 @@ impl Chain {
             spans: Mutex::default(),
             hashes,
         })
+    }
+
+    /// One image, without what lies below it.
+    pub(crate) fn alone(image: Arc<dyn Storage>) -> Result<Self, Error> {
+        let mut layer = Layer::open(OpenedBacking {
+            storage: image,
+            identity: String::new(),
+            format: BackingFormat::Qcow2,
+        })?;
+        layer.info.backing = None;
+        let span_bytes = u64::from(layer.info.cluster_size_bytes) * SPAN_CLUSTERS;
+        Ok(Self {
+            layers: vec![layer],
+            span_bytes,
+            spans: Mutex::default(),
+            hashes: ChainHashes::default(),
+        })
+    }
+
+    /// The runs of the tip's own tables under a range inside its disk; nothing of it is remembered.
+    pub(crate) fn own_runs(&self, range: Range<u64>) -> Result<Vec<Run>, Error> {
+        let until = range.end;
+        self.layers[0].runs(range, until, &mut Slice::default())
     }
 
     /// Bytes of the virtual disk, as the tip has it.

@@ -77,6 +77,8 @@ pub const MAX_HASH_PAGES: u64 = 1 << 23;
 pub const HASH_DIRECTORY_PIECE_BYTES: usize = 64 * 1024;
 /// Pages of hashes that a chain remembers, over all its layers: 64 KiB each, 16 MiB together.
 pub const MAX_CACHED_HASH_PAGES: usize = 256;
+/// Neighbouring clusters that belong to one part of a disk that is verified in parts: 4 MiB with 64 KiB clusters.
+pub const HASH_SUBSET_RUN_CLUSTERS: u64 = 64;
 /// Neighbouring data read at once to be hashed, at least one cluster.
 pub const MAX_HASH_READ_BYTES: u64 = 1 << 20;
 /// Host clusters whose references one pass of `check` counts: 32 MiB of counters, 1 TiB of file

@@ -4,6 +4,7 @@ mod data;
 mod layout;
 mod read;
 mod record;
+mod verify;
 
 use crate::error::Error;
 use crate::format::digest::Digest;
@@ -13,6 +14,7 @@ pub(crate) use data::{Place, hash_data};
 pub(crate) use layout::{Layout, NOTHING, ZERO};
 pub use read::{ClusterHash, HashPage, Hashes};
 pub(crate) use record::HashRecorder;
+pub use verify::{Damage, DamageKind, Subset, VerifyReport, verify};
 
 /// The digest of the bytes of a cluster: never one of the two entries that mean something else.
 pub(crate) fn digest(bytes: &[u8]) -> Digest {
