@@ -55,7 +55,7 @@ pub use format::digest::Digest;
 pub use format::seal::Seal;
 
 #[cfg(feature = "io")]
-pub use chain::{Chain, OpenedBacking, Opener};
+pub use chain::{Chain, Changes, OpenedBacking, Opener};
 #[cfg(feature = "io")]
 pub use check::{CheckReport, check};
 #[cfg(feature = "io")]

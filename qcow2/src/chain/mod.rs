@@ -1,5 +1,6 @@
 //! base..tip, read-only, flattened into one extent map: read cost does not grow with depth.
 
+mod changes;
 mod flatten;
 mod hashes;
 mod layer;
@@ -20,6 +21,8 @@ use crate::image::{BackingFormat, BackingName, Extent, ExtentKind, ImageInfo, pu
 use crate::plan::read::Run;
 use crate::storage::{self, Storage};
 use crate::sync::Mutex;
+
+pub use changes::Changes;
 
 /// Decides which backing files may be opened, and opens them.
 pub trait Opener {
