@@ -268,6 +268,97 @@ fn compare_map_and_convert_agree_with_qemu_img() {
     }
 }
 
+/// What lies above the older point in QEMU's map, and the growth of the disk, is what we tell; the rest is equal.
+#[test]
+fn changes_are_what_qemu_img_maps_above_the_older_point() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let writes = [
+        ("base.qcow2", "8M", ["write -P 1 0 3M", "write -P 2 5M 1M"]),
+        (
+            "middle.qcow2",
+            "8M",
+            ["write -P 3 1M 100k", "write -z 2M 64k"],
+        ),
+        (
+            "tip.qcow2",
+            "9M",
+            ["write -P 4 1100k 200k", "write -P 1 0 64k"],
+        ),
+    ];
+    let mut below: Option<&str> = None;
+    for (name, size, commands) in writes {
+        let path = at(name);
+        let mut args = vec!["image", "create", text(&path), size];
+        args.extend(below.iter().flat_map(|below| ["--backing", below]));
+        hub_ok(&args);
+        for command in commands {
+            run_ok("qemu-io", ["-f", "qcow2", "-c", command, text(&path)]);
+        }
+        let raw = at(&format!("{name}.raw"));
+        hub_ok(&["image", "convert", text(&path), text(&raw), "-O", "raw"]);
+        below = Some(name);
+    }
+    let (tip, depth) = (at("tip.qcow2"), 2);
+    let map = ["map", "--output=json", "-f", "qcow2", text(&tip)];
+    let map: Vec<Value> = serde_json::from_str(&run_ok("qemu-img", map)).unwrap();
+    let mut changed = vec![false; 9 << 20];
+    let range = |run: &Value| {
+        let start = usize::try_from(run["start"].as_u64().unwrap()).unwrap();
+        start..start + usize::try_from(run["length"].as_u64().unwrap()).unwrap()
+    };
+    let above = |run: &&Value| run["depth"].as_u64() < Some(depth) && run["present"] == true;
+    for run in map.iter().filter(above) {
+        changed[range(run)].fill(true);
+    }
+    changed[8 << 20..].fill(true);
+
+    let since = at("base.qcow2");
+    let told = hub_ok(&[
+        "image",
+        "changes",
+        "--json",
+        text(&tip),
+        "--since",
+        text(&since),
+    ]);
+    let told: Vec<Value> = serde_json::from_str(&told).unwrap();
+    let mut ours = vec![false; 9 << 20];
+    for run in &told {
+        ours[range(run)].fill(true);
+    }
+    assert!(ours == changed, "ours={told:?} theirs={map:?}");
+    assert_eq!(told.len(), 4, "{told:?}");
+    let new = fs::read(at("tip.qcow2.raw")).unwrap();
+    let old = fs::read(at("base.qcow2.raw")).unwrap();
+    let differs = |byte: usize| !ours[byte] && old.get(byte) != Some(&new[byte]);
+    assert_eq!((0..new.len()).find(|byte| differs(*byte)), None);
+
+    // What two points share is not read to compare them: here it could not be.
+    fs::copy(&tip, at("copy.qcow2")).unwrap();
+    let base = File::options().write(true).open(&since).unwrap();
+    let len = base.metadata().unwrap().len();
+    base.set_len(len - (1 << 20)).unwrap();
+    assert!(
+        !hub(&["image", "compare", text(&tip), text(&at("tip.qcow2.raw"))])
+            .status
+            .success()
+    );
+    let copy = at("copy.qcow2");
+    hub_ok(&["image", "compare", text(&tip), text(&copy)]);
+
+    // Two images without a common layer have nothing to tell.
+    let alone = at("alone.qcow2");
+    hub_ok(&["image", "create", text(&alone), "8M"]);
+    let refused = hub(&["image", "changes", text(&tip), "--since", text(&alone)]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("no layer in common"), "{said}");
+}
+
 fn bytes(map: &[Value], which: impl Fn(&Value) -> bool) -> u64 {
     map.iter()
         .filter(|run| which(run))

@@ -1,5 +1,7 @@
 //! Copies and compares devices, without reading what is known to be zero.
 
+use std::ops::Range;
+
 use nbd_server::Extent;
 
 use crate::error::{Error, ErrorKind};
@@ -43,17 +45,50 @@ pub(crate) fn copy_data(
 
 /// Compares two devices of the given sizes. Where one is longer, its tail must read as zero.
 pub(crate) fn compare_devices(
+    left: (&dyn Device, u64),
+    right: (&dyn Device, u64),
+) -> Result<Comparison, Error> {
+    let everything = 0..left.1.min(right.1);
+    compare_ranges(left, right, std::iter::once(Ok(everything)))
+}
+
+/// As [`compare_devices`], where only `ranges` may differ: in order, and each begins where both devices are.
+pub(crate) fn compare_ranges(
     (left, left_bytes): (&dyn Device, u64),
     (right, right_bytes): (&dyn Device, u64),
+    ranges: impl Iterator<Item = Result<Range<u64>, Error>>,
 ) -> Result<Comparison, Error> {
     let common_bytes = left_bytes.min(right_bytes);
+    for range in ranges {
+        let range = range?;
+        let range = range.start..range.end.min(common_bytes);
+        if let Some(offset) = first_difference(left, right, range)? {
+            return Ok(Comparison::Differs { offset });
+        }
+    }
+    let (longer, longer_bytes) = if left_bytes > right_bytes {
+        (left, left_bytes)
+    } else {
+        (right, right_bytes)
+    };
+    if let Some(offset) = first_non_zero(longer, common_bytes, longer_bytes)? {
+        return Ok(Comparison::Differs { offset });
+    }
+    Ok(Comparison::Equal {
+        compared_bytes: longer_bytes,
+    })
+}
+
+/// Offset of the first byte of a range, inside both devices, that differs.
+fn first_difference(
+    left: &dyn Device,
+    right: &dyn Device,
+    range: Range<u64>,
+) -> Result<Option<u64>, Error> {
     let (mut left_piece, mut right_piece) = (vec![0; COPY_PIECE_BYTES], vec![0; COPY_PIECE_BYTES]);
-    let mut at = 0;
-    while at < common_bytes {
-        let (left_run, right_run) = (
-            run_at(left, at, common_bytes)?,
-            run_at(right, at, common_bytes)?,
-        );
+    let mut at = range.start;
+    while at < range.end {
+        let (left_run, right_run) = (run_at(left, at, range.end)?, run_at(right, at, range.end)?);
         let len_bytes = left_run.len_bytes.min(right_run.len_bytes);
         if left_run.reads_zero && right_run.reads_zero {
             at += len_bytes;
@@ -69,23 +104,11 @@ pub(crate) fn compare_devices(
                 .zip(right_data.iter())
                 .take_while(|(a, b)| a == b)
                 .count();
-            return Ok(Comparison::Differs {
-                offset: at + same as u64,
-            });
+            return Ok(Some(at + same as u64));
         }
         at += left_data.len() as u64;
     }
-    let (longer, longer_bytes) = if left_bytes > right_bytes {
-        (left, left_bytes)
-    } else {
-        (right, right_bytes)
-    };
-    if let Some(offset) = first_non_zero(longer, at, longer_bytes)? {
-        return Ok(Comparison::Differs { offset });
-    }
-    Ok(Comparison::Equal {
-        compared_bytes: longer_bytes,
-    })
+    Ok(None)
 }
 
 /// Offset of the first byte from `at` to `end` that is not zero.

@@ -1,11 +1,12 @@
-//! Makes, describes, checks, maps, compares and converts image files.
+//! Makes, describes, checks, maps, compares and converts image files, and tells what changed between two.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qcow2::{BackingFormat, BackingName, Chain, CreateOptions, ExtentKind, FileStorage, Image};
 
-use super::copy::{compare_devices, copy_data};
+use super::copy::{compare_devices, compare_ranges, copy_data};
 use super::files::{NewFile, RawFile};
 use super::source::{ImageFormat, OpenedSource, Source, file_sizes, open_image_file};
 use crate::blocking::blocking;
@@ -245,11 +246,56 @@ pub async fn compare(
 ) -> Result<Comparison, Error> {
     let (left, right) = (left.into(), right.into());
     blocking(move || {
-        let (left, right) = (open_device(&left)?, open_device(&right)?);
+        let (left_opened, right_opened) = (left.open(true)?, right.open(true)?);
+        if (left_opened.format, right_opened.format) == (ImageFormat::Qcow2, ImageFormat::Qcow2) {
+            return compare_chains(&left_opened.chain()?, &right_opened.chain()?, &left.path);
+        }
+        let (left, right) = (device(&left_opened)?, device(&right_opened)?);
         compare_devices(
             (left.as_ref(), left.size_bytes()),
             (right.as_ref(), right.size_bytes()),
         )
+    })
+    .await
+}
+
+/// Reads only what lies above the layers that both have.
+fn compare_chains(left: &Chain, right: &Chain, path: &Path) -> Result<Comparison, Error> {
+    let (left_bytes, right_bytes) = (left.virtual_size_bytes(), right.virtual_size_bytes());
+    let failed = |error| image_error("failed to map image", at(path), error);
+    let changes = match left.changes_since(right) {
+        Err(error) if error.kind() == qcow2::ErrorKind::Invalid => {
+            return compare_devices((left, left_bytes), (right, right_bytes));
+        }
+        changes => changes.map_err(failed)?,
+    };
+    let ranges = changes.map(|range| range.map_err(failed));
+    compare_ranges((left, left_bytes), (right, right_bytes), ranges)
+}
+
+/// What may have changed between two points of one chain, or of two branches of it, from the maps alone: a range that is
+/// not told reads the same in both. Ranges lie inside the newer disk; what it has grown by is told, too.
+///
+/// # Errors
+///
+/// As [`info`]; `Invalid` for points that have no layer in common.
+pub async fn changes(
+    newer: impl Into<Source>,
+    older: impl Into<Source>,
+) -> Result<Vec<Range<u64>>, Error> {
+    let (newer, older) = (newer.into(), older.into());
+    blocking(move || {
+        let (newer_chain, older_chain) = (newer.open(true)?.chain()?, older.open(true)?.chain()?);
+        let failed = |error| image_error("failed to tell changes", at(&newer.path), error);
+        let changes = newer_chain.changes_since(&older_chain).map_err(failed)?;
+        let mut ranges = Vec::new();
+        for range in changes {
+            if ranges.len() >= MAP_EXTENTS_MAX {
+                return Err(too_many_extents());
+            }
+            ranges.push(range.map_err(failed)?);
+        }
+        Ok(ranges)
     })
     .await
 }
@@ -296,7 +342,10 @@ const SECTOR_BYTES: u64 = 512;
 
 /// An image for reading.
 pub(crate) fn open_device(source: &Source) -> Result<Arc<dyn Device>, Error> {
-    let opened = source.open(true)?;
+    device(&source.open(true)?)
+}
+
+fn device(opened: &OpenedSource) -> Result<Arc<dyn Device>, Error> {
     Ok(match opened.format {
         ImageFormat::Raw => Arc::new(RawFile::open(&opened.path, true)?),
         ImageFormat::Qcow2 => Arc::new(opened.chain()?),
@@ -436,13 +485,17 @@ fn push(runs: &mut Vec<MapExtent>, run: MapExtent) -> Result<(), Error> {
         }
     }
     if runs.len() >= MAP_EXTENTS_MAX {
-        return Err(Error::invalid(
-            "image has too many extents to list",
-            format!("limit={MAP_EXTENTS_MAX}"),
-        ));
+        return Err(too_many_extents());
     }
     runs.push(run);
     Ok(())
+}
+
+fn too_many_extents() -> Error {
+    Error::invalid(
+        "image has too many extents to list",
+        format!("limit={MAP_EXTENTS_MAX}"),
+    )
 }
 
 fn at(path: &Path) -> String {

@@ -3,6 +3,7 @@
 //! The JSON of `info`, `check` and `map` has qemu-img's names, so that what reads one reads the
 //! other.
 
+mod changes;
 mod check;
 mod compare;
 mod convert;
@@ -33,6 +34,7 @@ enum Verb {
     Info(info::Info),
     Check(check::Check),
     Map(map::Map),
+    Changes(changes::Changes),
     Compare(compare::Compare),
     Convert(convert::Convert),
 }
@@ -53,6 +55,7 @@ impl Image {
             Verb::Info(verb) => done(verb.run(common).await),
             Verb::Check(verb) => verb.run(common).await,
             Verb::Map(verb) => done(verb.run(common).await),
+            Verb::Changes(verb) => done(verb.run(common).await),
             Verb::Compare(verb) => verb.run(common).await,
             Verb::Convert(verb) => done(verb.run(common).await),
         }
