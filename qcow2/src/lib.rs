@@ -42,6 +42,8 @@ mod chain;
 #[cfg(feature = "io")]
 mod check;
 #[cfg(feature = "io")]
+mod codec;
+#[cfg(feature = "io")]
 mod hashes;
 #[cfg(feature = "io")]
 mod image;
@@ -51,6 +53,7 @@ pub mod storage;
 mod sync;
 
 pub use error::{Error, ErrorKind};
+pub use format::compression::CompressionType;
 pub use format::digest::Digest;
 pub use format::seal::Seal;
 

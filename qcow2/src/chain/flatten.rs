@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::chain::layer::{Layer, Slice};
 use crate::error::Error;
 use crate::format::geometry::HostOffset;
+use crate::format::l2::CompressedCell;
 use crate::plan::read::Source;
 
 /// Where the bytes of a piece come from.
@@ -16,8 +17,8 @@ pub(super) enum PieceSource {
     Zero,
     /// No layer has it.
     Nothing,
-    /// A compressed cluster of the layer.
-    Compressed,
+    /// A part of a compressed cluster of the layer.
+    Compressed(CompressedCell),
 }
 
 /// A range of the disk with one source.
@@ -49,7 +50,7 @@ pub(super) fn flatten(layers: &[Layer], range: Range<u64>) -> Result<Vec<Piece>,
                 let source = match run.source {
                     Source::Host(at) => PieceSource::Host(at),
                     Source::Zero => PieceSource::Zero,
-                    Source::Compressed => PieceSource::Compressed,
+                    Source::Compressed(cell) => PieceSource::Compressed(cell),
                     Source::Below if is_last => PieceSource::Nothing,
                     Source::Below => {
                         match below.last_mut() {
@@ -100,6 +101,8 @@ fn join(mut pieces: Vec<Piece>) -> Vec<Piece> {
 fn continues(last: &Piece, next: &Piece) -> bool {
     match (last.source, next.source) {
         (PieceSource::Host(mine), PieceSource::Host(theirs)) => mine.0 + last.len_bytes == theirs.0,
+        // What is read as one piece is one cluster.
+        (PieceSource::Compressed(_), _) => false,
         (mine, theirs) => mine == theirs,
     }
 }

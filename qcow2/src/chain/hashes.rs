@@ -127,7 +127,7 @@ impl Chain {
         let piece = whole.filter(|_| visited.is_ok())?;
         match piece.source {
             PieceSource::Zero | PieceSource::Nothing => Some(ClusterHash::Zero),
-            PieceSource::Host(_) | PieceSource::Compressed => {
+            PieceSource::Host(_) | PieceSource::Compressed(_) => {
                 let layer = &self.layers[usize::from(piece.layer)];
                 if layer.cluster_size() != Some(size) {
                     return None;

@@ -4,10 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::chain::OpenedBacking;
+use crate::codec::{Inflated, Reader};
 use crate::error::{Error, corrupt};
 use crate::format::geometry::{GuestCluster, GuestOffset, HostOffset, to_u64, to_usize};
 use crate::format::header::Header;
 use crate::format::l1::L1Entry;
+use crate::format::l2::CompressedCell;
 use crate::format::wire;
 use crate::image::{BackingFormat, ImageInfo, Opened, open_file};
 use crate::plan::read::{Run, Source, runs};
@@ -65,6 +67,29 @@ impl Layer {
         self.header
             .as_ref()
             .map(|header| header.geometry.cluster_size())
+    }
+
+    /// Reads a part of one compressed cluster of this layer, the one with the number `depth`.
+    pub(super) fn read_compressed(
+        &self,
+        inflated: &Inflated,
+        depth: u16,
+        start: GuestOffset,
+        cell: CompressedCell,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        let Some(header) = &self.header else {
+            return Err(corrupt("a raw layer has no compressed clusters"));
+        };
+        let reader = Reader {
+            storage: &*self.storage,
+            geometry: &header.geometry,
+            compression: header.compression,
+            inflated,
+            layer: depth,
+            image: Some(&self.identity),
+        };
+        reader.read(start, cell, into)
     }
 
     /// The runs of `range`, which lies inside this layer's disk; `until` is where the caller will stop asking.
@@ -141,6 +166,7 @@ fn raw_info(len: u64) -> ImageInfo {
         cluster_size_bytes: 0,
         version: 0,
         refcount_bits: 0,
+        compression: None,
         backing: None,
         seal: None,
         file_size_bytes: len,

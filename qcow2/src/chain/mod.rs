@@ -12,8 +12,9 @@ use std::sync::Arc;
 use crate::chain::flatten::{Piece, PieceSource};
 use crate::chain::hashes::ChainHashes;
 use crate::chain::layer::{Layer, Slice};
-use crate::error::{Error, ErrorKind, unsupported};
-use crate::format::geometry::{HostOffset, to_u64, to_usize};
+use crate::codec::Inflated;
+use crate::error::{Error, ErrorKind};
+use crate::format::geometry::{GuestOffset, HostOffset, to_u64, to_usize};
 use crate::format::limits::{
     DEFAULT_CLUSTER_BITS, MAX_CACHED_EXTENTS, MAX_CHAIN_DEPTH, SPAN_CLUSTERS,
 };
@@ -61,6 +62,7 @@ pub struct Chain {
     span_bytes: u64,
     spans: Mutex<Spans>,
     hashes: ChainHashes,
+    inflated: Inflated,
 }
 
 /// Flattened spans that are remembered.
@@ -119,6 +121,7 @@ impl Chain {
             span_bytes,
             spans: Mutex::default(),
             hashes,
+            inflated: Inflated::default(),
         })
     }
 
@@ -136,6 +139,7 @@ impl Chain {
             span_bytes,
             spans: Mutex::default(),
             hashes: ChainHashes::default(),
+            inflated: Inflated::default(),
         })
     }
 
@@ -161,7 +165,7 @@ impl Chain {
     /// Fills `into` from `offset`.
     ///
     /// # Errors
-    /// `OutOfRange`; `Unsupported` for compressed clusters; `Corrupt` for entries that cannot be; `Io`.
+    /// `OutOfRange`; `Corrupt` for entries that cannot be and damaged compressed clusters; `Io`.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
         self.check_range(offset, to_u64(into.len()))?;
         let end = offset + to_u64(into.len());
@@ -177,11 +181,11 @@ impl Chain {
                     part.fill(0);
                     Ok(())
                 }
-                PieceSource::Compressed => Err(unsupported(format!(
-                    "reading compressed clusters is not supported: offset={} image={}",
-                    piece.start,
-                    self.layers[usize::from(piece.layer)].identity
-                ))),
+                PieceSource::Compressed(cell) => {
+                    let layer = &self.layers[usize::from(piece.layer)];
+                    let start = GuestOffset(piece.start);
+                    layer.read_compressed(&self.inflated, piece.layer, start, cell, part)
+                }
             }
         })
     }
@@ -196,7 +200,7 @@ impl Chain {
         self.visit(offset, offset + len_bytes, |piece| {
             let (kind, host_offset) = match piece.source {
                 PieceSource::Host(at) => (ExtentKind::Data, Some(at.0)),
-                PieceSource::Compressed => (ExtentKind::Data, None),
+                PieceSource::Compressed(_) => (ExtentKind::Data, None),
                 PieceSource::Zero => (ExtentKind::Zero, None),
                 PieceSource::Nothing => (ExtentKind::Unallocated, None),
             };
@@ -258,7 +262,10 @@ impl Chain {
         let mut found = false;
         let present = self.present(offset, len_bytes);
         self.visit(offset, offset + present, |piece| {
-            found |= matches!(piece.source, PieceSource::Host(_) | PieceSource::Compressed);
+            found |= matches!(
+                piece.source,
+                PieceSource::Host(_) | PieceSource::Compressed(_)
+            );
             Ok(())
         })?;
         Ok(found)

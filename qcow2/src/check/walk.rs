@@ -180,8 +180,9 @@ impl<'a> Walker<'a> {
                 Ok(L2Entry::Data(cell) | L2Entry::Zero { kept: Some(cell) }) => {
                     self.walk_data(cell, active, visitor);
                 }
-                Ok(L2Entry::Compressed { offset, len_bytes }) => {
-                    self.refer_inside("compressed cluster", offset, len_bytes, visitor);
+                Ok(L2Entry::Compressed(cell)) => {
+                    let len = u64::from(cell.len_bytes);
+                    self.refer_inside("compressed cluster", cell.offset, len, visitor);
                     if active {
                         visitor.guest_cluster();
                     }

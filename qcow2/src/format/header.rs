@@ -1,6 +1,7 @@
 //! The fixed header (qcow2 spec, "Header").
 
 use crate::error::{Error, corrupt, unsupported};
+use crate::format::compression::CompressionType;
 use crate::format::extension::Extensions;
 use crate::format::feature;
 use crate::format::geometry::{Geometry, HostOffset, to_usize};
@@ -63,8 +64,8 @@ pub struct Header {
     pub autoclear: u64,
     /// Bytes of the header; extensions follow.
     pub header_len: u32,
-    /// 0 is zlib, 1 is zstd.
-    pub compression_type: u8,
+    /// How compressed clusters are compressed.
+    pub compression: CompressionType,
 }
 
 impl Header {
@@ -115,7 +116,7 @@ impl Header {
             compatible: 0,
             autoclear: 0,
             header_len: V2_BYTES,
-            compression_type: 0,
+            compression: CompressionType::Zlib,
         };
         if version == 3 {
             header.parse_version_3(prefix)?;
@@ -141,7 +142,7 @@ impl Header {
             )));
         }
         if len > V3_MIN_BYTES {
-            self.compression_type = prefix[104];
+            self.compression = CompressionType::parse(prefix[104])?;
         }
         self.check_features()
     }
@@ -161,10 +162,10 @@ impl Header {
             )));
         }
         let declared = bits & feature::INCOMPATIBLE_COMPRESSION_TYPE != 0;
-        if declared != (self.compression_type != 0) {
+        if declared != (self.compression != CompressionType::Zlib) {
             return Err(corrupt(format!(
                 "compression type and its feature bit differ: compression_type={}",
-                self.compression_type
+                self.compression.as_str()
             )));
         }
         Ok(())
@@ -291,7 +292,7 @@ impl Header {
         bytes.extend_from_slice(&self.autoclear.to_be_bytes());
         bytes.extend_from_slice(&self.geometry.refcount_order().to_be_bytes());
         bytes.extend_from_slice(&V3_BYTES.to_be_bytes());
-        bytes.push(self.compression_type);
+        bytes.push(self.compression.raw());
         bytes.resize(PREFIX_BYTES, 0);
         bytes
     }
@@ -336,7 +337,7 @@ mod tests {
             compatible: 0,
             autoclear: 0,
             header_len: 112,
-            compression_type: 0,
+            compression: CompressionType::Zlib,
         }
     }
 

@@ -1,7 +1,8 @@
 //! L2 entries: where the data of a guest cluster is (qcow2 spec, "Cluster mapping").
 
 use crate::error::{Error, corrupt};
-use crate::format::geometry::{Geometry, HostOffset};
+use crate::format::geometry::{Geometry, HostCluster, HostOffset};
+use crate::format::limits::MAX_HOST_OFFSET;
 
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const ZERO: u64 = 1;
@@ -21,12 +22,54 @@ pub enum L2Entry {
     /// Plain data.
     Data(HostCell),
     /// Compressed data.
-    Compressed {
-        /// First byte, not aligned.
-        offset: HostOffset,
-        /// Bytes from `offset` to the end of the last 512-byte sector in use.
-        len_bytes: u64,
-    },
+    Compressed(CompressedCell),
+}
+
+/// Where a compressed cluster is. Other compressed clusters may share its host clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CompressedCell {
+    /// First byte, not aligned; below 2^56.
+    pub offset: HostOffset,
+    /// Bytes from `offset` to the end of the last 512-byte sector in use; at most two clusters.
+    pub len_bytes: u32,
+}
+
+impl CompressedCell {
+    /// The host clusters that hold it.
+    pub fn host_clusters(self, geometry: &Geometry) -> impl Iterator<Item = HostCluster> + use<> {
+        let last = HostOffset(self.offset.0 + u64::from(self.len_bytes) - 1);
+        let first = geometry.host_cluster(self.offset);
+        (first.0..=geometry.host_cluster(last).0).map(HostCluster)
+    }
+
+    fn parse(raw: u64, geometry: &Geometry) -> Result<Self, Error> {
+        if raw & COPIED != 0 {
+            return Err(corrupt(format!(
+                "compressed cluster claims to be copied: entry={raw:#x}"
+            )));
+        }
+        let offset_bits = offset_bits(geometry);
+        let descriptor = raw & (COMPRESSED - 1);
+        let offset = descriptor & ((1 << offset_bits) - 1);
+        let more_sectors = descriptor >> offset_bits;
+        // What small clusters leave to the offset is more than a host offset has.
+        if offset >= MAX_HOST_OFFSET {
+            return Err(corrupt(format!(
+                "compressed cluster has reserved bits set: entry={raw:#x}"
+            )));
+        }
+        let len_bytes = (more_sectors + 1) * 512 - (offset & 511);
+        Ok(Self {
+            offset: HostOffset(offset),
+            len_bytes: u32::try_from(len_bytes).expect("at most 14 bits of sectors"),
+        })
+    }
+}
+
+/// Bits of the offset in a compressed entry. The split between offset and length moves with the cluster size (qcow2
+/// spec, "Compressed Clusters Descriptor"): the length needs cluster_bits - 8 bits.
+fn offset_bits(geometry: &Geometry) -> u32 {
+    62 - (geometry.cluster_bits() - 8)
 }
 
 /// A host cluster and whether this entry alone refers to it.
@@ -72,7 +115,7 @@ impl L2Entry {
     /// `Corrupt` for reserved bits or a cluster that is not aligned.
     pub fn parse(raw: u64, version: u32, geometry: &Geometry) -> Result<Self, Error> {
         if raw & COMPRESSED != 0 {
-            return Self::parse_compressed(raw, geometry);
+            return Ok(Self::Compressed(CompressedCell::parse(raw, geometry)?));
         }
         let zero = version >= 3 && raw & ZERO != 0;
         let known = OFFSET_MASK | COPIED | if version >= 3 { ZERO } else { 0 };
@@ -86,25 +129,6 @@ impl L2Entry {
             (true, kept) => Self::Zero { kept },
             (false, Some(cell)) => Self::Data(cell),
             (false, None) => Self::Unallocated,
-        })
-    }
-
-    fn parse_compressed(raw: u64, geometry: &Geometry) -> Result<Self, Error> {
-        // The split between offset and length moves with the cluster size (qcow2 spec,
-        // "Compressed Clusters Descriptor"): the length needs cluster_bits - 8 bits.
-        let offset_bits = 62 - (geometry.cluster_bits() - 8);
-        let descriptor = raw & (COMPRESSED - 1);
-        if raw & COPIED != 0 {
-            return Err(corrupt(format!(
-                "compressed cluster claims to be copied: entry={raw:#x}"
-            )));
-        }
-        let offset = descriptor & ((1 << offset_bits) - 1);
-        let more_sectors = descriptor >> offset_bits;
-        let len_bytes = (more_sectors + 1) * 512 - (offset & 511);
-        Ok(Self::Compressed {
-            offset: HostOffset(offset),
-            len_bytes,
         })
     }
 
@@ -156,11 +180,16 @@ mod tests {
     fn a_compressed_descriptor_is_split_by_cluster_size() {
         let geometry = Geometry::new(16, 4, 1 << 30).unwrap();
         let raw = COMPRESSED | (3 << 54) | 0x12_3456;
-        let L2Entry::Compressed { offset, len_bytes } = L2Entry::parse(raw, 3, &geometry).unwrap()
-        else {
-            panic!("not compressed");
+        let cell = CompressedCell {
+            offset: HostOffset(0x12_3456),
+            len_bytes: 4 * 512 - (0x12_3456 & 511),
         };
-        assert_eq!(offset, HostOffset(0x12_3456));
-        assert_eq!(len_bytes, 4 * 512 - (0x12_3456 & 511));
+        let parse = |raw, geometry| L2Entry::parse(raw, 3, &geometry);
+        assert_eq!(parse(raw, geometry).unwrap(), L2Entry::Compressed(cell));
+        // The length of the smallest clusters leaves more bits than an offset has.
+        let small = Geometry::new(9, 4, 1 << 20).unwrap();
+        assert!(parse(COMPRESSED | (1 << 55), small).is_ok());
+        assert!(parse(COMPRESSED | (1 << 56), small).is_err());
+        assert!(parse(COMPRESSED | COPIED | 512, small).is_err());
     }
 }

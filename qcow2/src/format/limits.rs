@@ -64,6 +64,9 @@ pub const MAX_FREE_RUNS: usize = 64 * 1024;
 /// At open, refcount blocks looked at from the end of the file for the last cluster in use.
 pub const MAX_TRAILING_BLOCKS: usize = 64;
 
+/// Inflated clusters that a chain or an image remembers: small reads of a compressed cluster inflate it once.
+pub const MAX_INFLATED_BYTES: usize = 8 << 20;
+
 /// Bytes of the parent read at once to compare them with a write, at least one cluster: no thread holds more for it.
 pub const MAX_COMPARE_BYTES: u64 = 256 * 1024;
 /// Contiguous data from which on early writeback is worth a system call.

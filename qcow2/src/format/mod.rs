@@ -2,6 +2,7 @@
 //!
 //! Rules come from QEMU's `docs/interop/qcow2`, named at each item as "qcow2 spec".
 
+pub mod compression;
 pub mod digest;
 pub mod extension;
 pub mod feature;

@@ -147,7 +147,7 @@ impl Verifier {
         let mut places = Vec::new();
         for (cluster, source) in self.sources(page) {
             let fault = &mut faults[to_usize(cluster - first)];
-            let is_data = matches!(source, Some(Source::Host(_) | Source::Compressed));
+            let is_data = matches!(source, Some(Source::Host(_) | Source::Compressed(_)));
             match (expected.get(cluster), source) {
                 (ClusterHash::Nothing, Some(Source::Below))
                 | (ClusterHash::Zero, Some(Source::Zero)) => {}
@@ -157,7 +157,7 @@ impl Verifier {
                 (ClusterHash::Data(_), Some(Source::Host(host))) => {
                     places.push(Place { host, cluster });
                 }
-                (ClusterHash::Data(sealed), Some(Source::Compressed)) => {
+                (ClusterHash::Data(sealed), Some(Source::Compressed(_))) => {
                     report.checked_clusters += 1;
                     let mut data = vec![0; to_usize(self.layout.cluster_len(cluster))];
                     *fault = match self

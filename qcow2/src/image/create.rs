@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::chain::Chain;
 use crate::error::{Error, invalid};
+use crate::format::compression::CompressionType;
 use crate::format::extension::{self, BACKING_FORMAT};
 use crate::format::geometry::{Geometry, HostOffset, to_u64, to_usize};
 use crate::format::header::{Header, backing_name_place};
@@ -107,7 +108,7 @@ fn write_empty(
         compatible: 0,
         autoclear: 0,
         header_len: Header::new_len(version),
-        compression_type: 0,
+        compression: CompressionType::Zlib,
     };
     let cluster = header_cluster(&mut header, options.backing.as_ref())?;
 

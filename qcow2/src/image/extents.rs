@@ -44,7 +44,7 @@ impl Image {
             };
             match (run.source, &self.parent) {
                 (Source::Host(host), _) => push(&mut extents, own(ExtentKind::Data, Some(host))),
-                (Source::Compressed, _) => push(&mut extents, own(ExtentKind::Data, None)),
+                (Source::Compressed(_), _) => push(&mut extents, own(ExtentKind::Data, None)),
                 (Source::Zero, _) => push(&mut extents, own(ExtentKind::Zero, None)),
                 (Source::Below, None) => push(&mut extents, own(ExtentKind::Unallocated, None)),
                 (Source::Below, Some(parent)) => {

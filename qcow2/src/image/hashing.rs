@@ -91,7 +91,7 @@ impl Image {
                     _ if known[index] != NOTHING && known[index] != ZERO => {
                         entries[index] = known[index];
                     }
-                    Source::Compressed => {
+                    Source::Compressed(_) => {
                         let mut data = vec![0; to_usize(layout.cluster_len(cluster))];
                         self.read_held(cluster * size, &mut data)?;
                         entries[index] = digest(&data);

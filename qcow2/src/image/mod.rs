@@ -19,7 +19,9 @@ mod write;
 use std::sync::{Arc, OnceLock};
 
 use crate::chain::Chain;
+use crate::codec::Inflated;
 use crate::error::{Error, ErrorKind};
+use crate::format::compression::CompressionType;
 use crate::format::geometry::Geometry;
 use crate::hashes::HashRecorder;
 use crate::image::commit::CommitState;
@@ -45,6 +47,8 @@ pub struct Image {
     storage: Arc<dyn Storage>,
     parent: Option<Arc<Chain>>,
     geometry: Geometry,
+    compression: CompressionType,
+    inflated: Inflated,
     info: Mutex<ImageInfo>,
     locks: RangeLocks,
     commit: Mutex<CommitState>,

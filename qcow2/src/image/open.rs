@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::chain::Chain;
+use crate::codec::Inflated;
 use crate::error::{Error, ErrorKind, corrupt, invalid};
 use crate::format::extension::{BACKING_FORMAT, Extensions, SEAL};
 use crate::format::feature::{INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
@@ -49,6 +50,7 @@ pub(crate) fn open_file(storage: &dyn Storage) -> Result<Opened, Error> {
         cluster_size_bytes: 1 << geometry.cluster_bits(),
         version: header.version,
         refcount_bits: 1 << geometry.refcount_order(),
+        compression: Some(header.compression),
         backing,
         seal,
         file_size_bytes: file_len,
@@ -100,6 +102,8 @@ impl Image {
             storage,
             parent,
             geometry: header.geometry,
+            compression: header.compression,
+            inflated: Inflated::default(),
             info: Mutex::new(info),
             locks: RangeLocks::default(),
             commit: Mutex::new(CommitState::default()),

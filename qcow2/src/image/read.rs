@@ -1,7 +1,9 @@
 //! Reading through the image into its parents.
 
-use crate::error::{Error, unsupported};
+use crate::codec::Reader;
+use crate::error::Error;
 use crate::format::geometry::{GuestOffset, to_u64, to_usize};
+use crate::format::l2::CompressedCell;
 use crate::image::Image;
 use crate::plan::read::{Run, Source, runs};
 use crate::storage;
@@ -10,7 +12,7 @@ impl Image {
     /// Fills `into` from `offset`.
     ///
     /// # Errors
-    /// `OutOfRange`; `Unsupported` for compressed clusters; `Corrupt` for entries that cannot be; `Io`.
+    /// `OutOfRange`; `Corrupt` for entries that cannot be and damaged compressed clusters; `Io`.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
         let len = to_u64(into.len());
         self.check_range(offset, len)?;
@@ -27,15 +29,28 @@ impl Image {
                 Source::Host(at) => storage::read_padded(&*self.storage, at, part)?,
                 Source::Zero => part.fill(0),
                 Source::Below => self.read_below(run.start, part)?,
-                Source::Compressed => {
-                    return Err(unsupported(format!(
-                        "reading compressed clusters is not supported: offset={}",
-                        run.start.0
-                    )));
-                }
+                Source::Compressed(cell) => self.read_compressed(run.start, cell, part)?,
             }
         }
         Ok(())
+    }
+
+    /// A part of a compressed cluster of this image.
+    pub(super) fn read_compressed(
+        &self,
+        start: GuestOffset,
+        cell: CompressedCell,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        let reader = Reader {
+            storage: &*self.storage,
+            geometry: &self.geometry,
+            compression: self.compression,
+            inflated: &self.inflated,
+            layer: 0,
+            image: None,
+        };
+        reader.read(start, cell, into)
     }
 
     /// What the parent has, zeroes beyond its end and without one.

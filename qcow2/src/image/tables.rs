@@ -150,14 +150,9 @@ impl Tables {
                 }
                 Ok(())
             }
-            L2Entry::Compressed { offset, len_bytes } => {
-                let last = HostOffset(offset.0 + len_bytes - 1);
-                let clusters =
-                    self.geometry.host_cluster(offset).0..=self.geometry.host_cluster(last).0;
-                clusters
-                    .map(HostCluster)
-                    .try_for_each(|cluster| self.check_data(storage, cluster).map(drop))
-            }
+            L2Entry::Compressed(cell) => cell
+                .host_clusters(&self.geometry)
+                .try_for_each(|cluster| self.check_data(storage, cluster).map(drop)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What callers see of an image.
 
+use crate::format::compression::CompressionType;
 use crate::format::limits::{DEFAULT_CLUSTER_BITS, DEFAULT_REFCOUNT_ORDER};
 use crate::format::seal::Seal;
 
@@ -110,6 +111,8 @@ pub struct ImageInfo {
     pub version: u32,
     /// Width of a refcount; 0 for a raw layer.
     pub refcount_bits: u32,
+    /// How compressed clusters are compressed; `None` for a raw layer.
+    pub compression: Option<CompressionType>,
     /// The backing file that the header records.
     pub backing: Option<BackingName>,
     /// The hub's facts, if the image is sealed.

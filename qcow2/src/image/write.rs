@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::Error;
 use crate::format::digest::Digest;
-use crate::format::geometry::{GuestCluster, HostCluster, HostOffset, to_u64, to_usize};
+use crate::format::geometry::{GuestCluster, HostOffset, to_u64, to_usize};
 use crate::format::l2::{HostCell, L2Entry};
 use crate::format::limits::MIN_WRITEBACK_BYTES;
 use crate::image::{Image, WriteCounters};
@@ -99,7 +99,8 @@ impl Image {
     /// Writes `data` at `offset`, of any alignment. Zeroes in it become facts instead of data.
     ///
     /// # Errors
-    /// `OutOfRange`, `ReadOnly` after `seal`, `Corrupt` once the image was found damaged, `Unsupported` for parts of compressed clusters, `NoSpace`, `Io`.
+    /// `OutOfRange`, `ReadOnly` after `seal`, `Corrupt` once the image was found damaged and for a part of a damaged
+    /// compressed cluster, `NoSpace`, `Io`.
     /// After an error each cluster of the range holds the old or the new bytes, or a part of each.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         self.request(offset, to_u64(data.len()), Request::Data(data))
@@ -228,7 +229,7 @@ impl Image {
             content,
             data_below,
             has_zero_flag,
-        })?;
+        });
         Ok(Piece {
             cluster,
             range: piece,
@@ -349,6 +350,10 @@ impl Image {
                 self.read_below(self.geometry.guest_start(cluster), &mut whole[..len])?;
             }
             Rest::Host(at) => storage::read_padded(&*self.storage, at, &mut whole[..len])?,
+            Rest::Compressed(cell) => {
+                let start = self.geometry.guest_start(cluster);
+                self.read_compressed(start, cell, &mut whole[..len])?;
+            }
         }
         Ok(whole)
     }
@@ -363,11 +368,10 @@ impl Image {
             if let Some(cell) = released(&piece.entry, &piece.action) {
                 tables.let_go(self.geometry.host_cluster(cell.offset));
             }
-            if let L2Entry::Compressed { offset, len_bytes } = piece.entry {
-                let last = HostOffset(offset.0 + len_bytes - 1);
-                let first = self.geometry.host_cluster(offset);
-                for cluster in first.0..=self.geometry.host_cluster(last).0 {
-                    tables.let_go(HostCluster(cluster));
+            if let L2Entry::Compressed(cell) = piece.entry {
+                self.inflated.forget(cell);
+                for cluster in cell.host_clusters(&self.geometry) {
+                    tables.let_go(cluster);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::format::geometry::{Geometry, GuestOffset, HostOffset};
-use crate::format::l2::L2Entry;
+use crate::format::l2::{CompressedCell, L2Entry};
 
 /// Where the bytes of a run come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub enum Source {
     Zero,
     /// What lies below.
     Below,
-    /// A compressed cluster.
-    Compressed,
+    /// A part of a compressed cluster.
+    Compressed(CompressedCell),
 }
 
 /// A range with one source.
@@ -36,7 +36,7 @@ impl Run {
         }
         match (self.source, next.source) {
             (Source::Host(mine), Source::Host(theirs)) => mine.0 + self.len_bytes == theirs.0,
-            (Source::Compressed, _) => false,
+            (Source::Compressed(_), _) => false,
             (mine, theirs) => mine == theirs,
         }
     }
@@ -76,7 +76,7 @@ pub fn runs(
             L2Entry::Unallocated => Source::Below,
             L2Entry::Zero { .. } => Source::Zero,
             L2Entry::Data(cell) => Source::Host(HostOffset(cell.offset.0 + into)),
-            L2Entry::Compressed { .. } => Source::Compressed,
+            L2Entry::Compressed(cell) => Source::Compressed(cell),
         };
         push(
             &mut runs,

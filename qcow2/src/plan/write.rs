@@ -1,8 +1,7 @@
 //! What a write does to one cluster, from its entry and what lies below.
 
-use crate::error::Error;
 use crate::format::geometry::HostOffset;
-use crate::format::l2::{HostCell, L2Entry};
+use crate::format::l2::{CompressedCell, HostCell, L2Entry};
 
 /// What is written into a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +39,8 @@ pub enum Rest {
     Below,
     /// Another host cluster.
     Host(HostOffset),
+    /// A compressed cluster.
+    Compressed(CompressedCell),
 }
 
 /// The cluster a zero entry keeps.
@@ -71,33 +72,30 @@ pub enum Action {
 }
 
 /// Decides.
-///
-/// # Errors
-/// `Unsupported` for a part of a compressed cluster.
-pub fn decide(question: &Question) -> Result<Action, Error> {
+pub fn decide(question: &Question) -> Action {
     match question.content {
         Content::Data => decide_data(question),
         Content::Zero { keep_allocation } if question.whole => {
-            Ok(decide_whole_zero(question, keep_allocation))
+            decide_whole_zero(question, keep_allocation)
         }
         Content::Zero { keep_allocation } => decide_part_zero(question, keep_allocation),
     }
 }
 
-fn decide_data(question: &Question) -> Result<Action, Error> {
-    Ok(match question.entry {
+fn decide_data(question: &Question) -> Action {
+    match question.entry {
         L2Entry::Data(cell) if cell.copied => Action::InPlace(cell.offset),
         L2Entry::Zero { kept: Some(cell) } if cell.copied => Action::Fill(cell.offset),
         _ if question.whole => Action::Allocate(Rest::Zero),
         L2Entry::Data(cell) => Action::Allocate(Rest::Host(cell.offset)),
         L2Entry::Unallocated if question.data_below => Action::Allocate(Rest::Below),
         L2Entry::Unallocated | L2Entry::Zero { .. } => Action::Allocate(Rest::Zero),
-        L2Entry::Compressed { .. } => return Err(part_of_compressed()),
-    })
+        L2Entry::Compressed(cell) => Action::Allocate(Rest::Compressed(cell)),
+    }
 }
 
-fn decide_part_zero(question: &Question, keep_allocation: bool) -> Result<Action, Error> {
-    Ok(match question.entry {
+fn decide_part_zero(question: &Question, keep_allocation: bool) -> Action {
+    match question.entry {
         L2Entry::Data(cell) if cell.copied => Action::InPlace(cell.offset),
         L2Entry::Data(cell) => Action::Allocate(Rest::Host(cell.offset)),
         L2Entry::Unallocated if question.data_below => Action::Allocate(Rest::Below),
@@ -106,8 +104,8 @@ fn decide_part_zero(question: &Question, keep_allocation: bool) -> Result<Action
             allocate_zero(question)
         }
         L2Entry::Unallocated | L2Entry::Zero { .. } => Action::Nothing,
-        L2Entry::Compressed { .. } => return Err(part_of_compressed()),
-    })
+        L2Entry::Compressed(cell) => Action::Allocate(Rest::Compressed(cell)),
+    }
 }
 
 fn decide_whole_zero(question: &Question, keep_allocation: bool) -> Action {
@@ -140,15 +138,11 @@ fn allocate_zero(question: &Question) -> Action {
     }
 }
 
-fn part_of_compressed() -> Error {
-    crate::error::unsupported("writing a part of a compressed cluster is not supported")
-}
-
 /// The host cluster of `old` that an entry changed by `action` no longer refers to.
 pub fn released(old: &L2Entry, action: &Action) -> Option<HostCell> {
     let cell = match *old {
         L2Entry::Data(cell) | L2Entry::Zero { kept: Some(cell) } => cell,
-        L2Entry::Unallocated | L2Entry::Zero { kept: None } | L2Entry::Compressed { .. } => {
+        L2Entry::Unallocated | L2Entry::Zero { kept: None } | L2Entry::Compressed(_) => {
             return None;
         }
     };
@@ -164,7 +158,7 @@ mod tests {
 
     const HERE: HostOffset = HostOffset(1 << 16);
 
-    fn entries() -> [L2Entry; 6] {
+    fn entries() -> [L2Entry; 7] {
         let own = HostCell {
             offset: HERE,
             copied: true,
@@ -180,6 +174,10 @@ mod tests {
             L2Entry::Zero { kept: Some(shared) },
             L2Entry::Data(own),
             L2Entry::Data(shared),
+            L2Entry::Compressed(CompressedCell {
+                offset: HERE,
+                len_bytes: 512,
+            }),
         ]
     }
 
@@ -200,7 +198,7 @@ mod tests {
                     data_below,
                     has_zero_flag,
                 };
-                check(&question, &decide(&question).unwrap());
+                check(&question, &decide(&question));
             }
         }
     }
@@ -243,6 +241,7 @@ mod tests {
                 let expected = match question.entry {
                     _ if question.whole => Rest::Zero,
                     L2Entry::Data(cell) => Rest::Host(cell.offset),
+                    L2Entry::Compressed(cell) => Rest::Compressed(cell),
                     L2Entry::Unallocated if question.data_below => Rest::Below,
                     _ => Rest::Zero,
                 };
