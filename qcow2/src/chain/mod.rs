@@ -68,8 +68,10 @@ pub struct Chain {
 /// Flattened spans that are remembered.
 #[derive(Debug, Default)]
 struct Spans {
-    known: HashMap<u64, (Arc<Vec<Piece>>, u64)>,
-    pieces: usize,
+    /// The pieces of a span, and when it was last asked for.
+    known: HashMap<u64, (Arc<[Piece]>, u64)>,
+    /// Their weight together.
+    extents: usize,
     clock: u64,
 }
 
@@ -314,42 +316,60 @@ impl Chain {
         Ok(())
     }
 
-    fn span(&self, index: u64) -> Result<Arc<Vec<Piece>>, Error> {
+    fn span(&self, index: u64) -> Result<Arc<[Piece]>, Error> {
         if let Some(known) = self.spans.lock().get(index) {
             return Ok(known);
         }
         // Without the lock: two readers may flatten the same span once, nobody waits for another's IO.
         let start = index * self.span_bytes;
         let end = (start + self.span_bytes).min(self.virtual_size_bytes());
-        let pieces = Arc::new(flatten::flatten(&self.layers, start..end)?);
+        let pieces: Arc<[Piece]> = flatten::flatten(&self.layers, start..end)?.into();
         self.spans.lock().insert(index, pieces.clone());
         Ok(pieces)
     }
 }
 
 impl Spans {
-    fn get(&mut self, index: u64) -> Option<Arc<Vec<Piece>>> {
+    fn get(&mut self, index: u64) -> Option<Arc<[Piece]>> {
         self.clock += 1;
         let (pieces, used) = self.known.get_mut(&index)?;
         *used = self.clock;
         Some(pieces.clone())
     }
 
-    fn insert(&mut self, index: u64, pieces: Arc<Vec<Piece>>) {
-        self.pieces += pieces.len();
+    fn insert(&mut self, index: u64, pieces: Arc<[Piece]>) {
+        self.clock += 1;
+        self.extents += weight(&pieces);
         if let Some((before, _)) = self.known.insert(index, (pieces, self.clock)) {
-            self.pieces -= before.len();
+            self.extents -= weight(&before);
         }
-        while self.pieces > MAX_CACHED_EXTENTS && self.known.len() > 1 {
-            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used);
-            let Some(oldest) = oldest.map(|(index, _)| *index) else {
+        if self.extents > MAX_CACHED_EXTENTS {
+            self.evict();
+        }
+    }
+
+    /// Drops the spans that were used the longest time ago until half of the bound is free: a search through all of
+    /// them for each new one would cost more.
+    fn evict(&mut self) {
+        let known = self.known.iter();
+        let mut oldest: Vec<(u64, u64)> = known.map(|(index, (_, used))| (*used, *index)).collect();
+        oldest.sort_unstable();
+        // The newest one stays, whatever its size: it was asked for.
+        oldest.pop();
+        for (_, index) in oldest {
+            if self.extents <= MAX_CACHED_EXTENTS / 2 {
                 break;
-            };
-            if let Some((dropped, _)) = self.known.remove(&oldest) {
-                self.pieces -= dropped.len();
+            }
+            if let Some((dropped, _)) = self.known.remove(&index) {
+                self.extents -= weight(&dropped);
             }
         }
     }
+}
+
+/// What a span counts against the bound: its extents, and as much as two more for its place in the map.
+fn weight(pieces: &[Piece]) -> usize {
+    pieces.len() + 2
 }
 
 fn open_backing(opener: &dyn Opener, name: &BackingName, of: &str) -> Result<OpenedBacking, Error> {
@@ -383,6 +403,53 @@ impl Piece {
             len_bytes,
             layer: self.layer,
             source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(count: u64) -> Arc<[Piece]> {
+        let piece = |start| Piece {
+            start,
+            len_bytes: 1,
+            layer: 0,
+            source: PieceSource::Zero,
+        };
+        (0..count).map(piece).collect()
+    }
+
+    fn held(spans: &Spans) -> usize {
+        spans.known.values().map(|(pieces, _)| weight(pieces)).sum()
+    }
+
+    /// Whatever the layers look like, a chain remembers a bounded number of extents, and those asked for last.
+    #[test]
+    fn remembered_extents_are_bounded() {
+        for count in [0, 1, 7, SPAN_CLUSTERS] {
+            let mut spans = Spans::default();
+            let rounds = 3 * to_u64(MAX_CACHED_EXTENTS) / (count + 2);
+            for index in 0..rounds {
+                assert!(spans.get(0).is_some() || index == 0, "span 0 is in use");
+                spans.insert(index, pieces(count));
+                assert!(spans.extents <= MAX_CACHED_EXTENTS);
+                assert!(spans.known.contains_key(&index), "the newest one stays");
+            }
+            assert_eq!(spans.extents, held(&spans));
+            assert!(spans.extents > MAX_CACHED_EXTENTS / 4);
+            assert!(spans.get(1).is_none());
+        }
+    }
+
+    #[test]
+    fn a_span_beyond_the_bound_is_alone() {
+        let mut spans = Spans::default();
+        for index in 0..3 {
+            spans.insert(index, pieces(to_u64(MAX_CACHED_EXTENTS)));
+            assert_eq!(spans.known.len(), 1);
+            assert_eq!(spans.extents, held(&spans));
         }
     }
 }

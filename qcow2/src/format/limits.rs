@@ -38,7 +38,8 @@ pub const MAX_CHAIN_DEPTH: usize = 256;
 /// Clusters of the finest layer that one flattened span covers: 512 MiB of disk with 64 KiB clusters,
 /// at most this many extents, 64 KiB of L2 read per layer.
 pub const SPAN_CLUSTERS: u64 = 8192;
-/// Extents kept over all flattened spans of a chain: 40 bytes each, 20 MiB together.
+/// Extents kept over all flattened spans of a chain: 40 bytes each, 20 MiB together. A span counts two more, which is
+/// what its place in the cache takes, so that a thin disk of any size is within the bound, too.
 pub const MAX_CACHED_EXTENTS: usize = 512 * 1024;
 
 /// Pages of the L1 table kept in memory: all of it up to 256 TiB of disk with 64 KiB clusters.
