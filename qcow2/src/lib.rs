@@ -66,7 +66,7 @@ pub use hashes::{ClusterHash, Damage, DamageKind, HashPage, Hashes, Subset, Veri
 #[cfg(feature = "io")]
 pub use image::{
     BackingFormat, BackingName, CreateOptions, Elision, Extent, ExtentKind, Image, ImageInfo,
-    WriteCounters,
+    MemoryLimits, WriteCounters,
 };
 #[cfg(feature = "io")]
 pub use storage::{FaultyStorage, FileStorage, MemoryStorage, Storage};

@@ -6,11 +6,9 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, corrupt, damage};
 use crate::format::geometry::{Geometry, HostCluster, HostOffset, to_u64, to_usize};
 use crate::format::header::{self, Header, REFCOUNT_TABLE_AT};
-use crate::format::limits::{
-    MAX_CACHED_REFCOUNT_BYTES, MAX_DIRTY_REFCOUNT_BYTES, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES,
-    MAX_TRAILING_BLOCKS,
-};
+use crate::format::limits::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, MAX_TRAILING_BLOCKS};
 use crate::format::{refcount, wire};
+use crate::image::MemoryLimits;
 use crate::image::l1::check_inside;
 use crate::image::metadata::{Filter, Layout};
 use crate::plan::allocate::{ClusterRun, FreeSpace};
@@ -30,6 +28,7 @@ struct Block {
 #[derive(Debug)]
 pub(crate) struct Allocator {
     geometry: Geometry,
+    pub(crate) limits: MemoryLimits,
     /// Offsets of the blocks, as stored; its length is the capacity of the table's clusters.
     table: Vec<u64>,
     table_at: ClusterRun,
@@ -159,6 +158,7 @@ impl Allocator {
     ) -> Self {
         Self {
             geometry,
+            limits: MemoryLimits::default(),
             table,
             table_at,
             changed: BTreeSet::new(),
@@ -206,7 +206,7 @@ impl Allocator {
 
     /// Whether so much has changed that it should be committed.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.dirty_blocks * self.geometry.cluster_size() > MAX_DIRTY_REFCOUNT_BYTES
+        self.dirty_blocks * self.geometry.cluster_size() > self.limits.dirty_refcount_bytes
     }
 
     /// Allocates `count` clusters in as few runs as there are, freed ones first.
@@ -352,6 +352,7 @@ impl Allocator {
             in_commit: false,
             used: self.clock,
         };
+        self.evict();
         self.blocks.insert(index, block);
         self.dirty_blocks += 1;
         self.set(storage, place, 1)
@@ -407,7 +408,7 @@ impl Allocator {
     }
 
     fn evict(&mut self) {
-        let limit = to_usize(MAX_CACHED_REFCOUNT_BYTES / self.geometry.cluster_size());
+        let limit = to_usize(self.limits.cached_refcount_bytes / self.geometry.cluster_size());
         if self.blocks.len() < limit {
             return;
         }

@@ -35,7 +35,8 @@ pub use elide::Elision;
 pub(crate) use extents::push as push_extent;
 pub(crate) use open::{Opened, open_file};
 pub use types::{
-    BackingFormat, BackingName, CreateOptions, Extent, ExtentKind, ImageInfo, WriteCounters,
+    BackingFormat, BackingName, CreateOptions, Extent, ExtentKind, ImageInfo, MemoryLimits,
+    WriteCounters,
 };
 
 /// One image, open for writing, on top of its parents. All methods take `&self`; share it by `Arc` among threads.
@@ -80,6 +81,13 @@ impl Image {
     /// What was received so far, and what became of it.
     pub fn counters(&self) -> WriteCounters {
         self.counters.read()
+    }
+
+    /// Bounds what is kept in memory otherwise than by default.
+    #[must_use]
+    pub fn with_memory_limits(self, limits: MemoryLimits) -> Self {
+        self.tables.lock().allocator.limits = limits;
+        self
     }
 
     fn check_range(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {

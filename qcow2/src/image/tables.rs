@@ -10,7 +10,6 @@ use crate::format::geometry::{Geometry, GuestCluster, HostCluster, HostOffset, t
 use crate::format::header::Header;
 use crate::format::l1::L1Entry;
 use crate::format::l2::L2Entry;
-use crate::format::limits::{MAX_CACHED_L2_BYTES, MAX_DIRTY_L2_BYTES, MAX_PENDING_FREES};
 use crate::format::wire;
 use crate::image::allocator::{Allocator, AllocatorCommit};
 use crate::image::l1::{self, L1};
@@ -107,8 +106,8 @@ impl Tables {
 
     /// Whether so much has changed that it should be committed before more does.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.dirty_tables * self.geometry.cluster_size() > MAX_DIRTY_L2_BYTES
-            || self.let_go.len() > MAX_PENDING_FREES
+        self.dirty_tables * self.geometry.cluster_size() > self.allocator.limits.dirty_l2_bytes
+            || self.let_go.len() > self.allocator.limits.pending_frees
             || self.allocator.wants_commit()
     }
 
@@ -308,6 +307,7 @@ impl Tables {
             in_commit: false,
             used: self.clock,
         };
+        self.evict();
         self.dirty_tables += 1;
         self.l2.insert(l1_index, table);
         Ok(())
@@ -347,7 +347,7 @@ impl Tables {
     }
 
     fn evict(&mut self) {
-        let limit = to_usize(MAX_CACHED_L2_BYTES / self.geometry.cluster_size());
+        let limit = to_usize(self.allocator.limits.cached_l2_bytes / self.geometry.cluster_size());
         if self.l2.len() < limit {
             return;
         }

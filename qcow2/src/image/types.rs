@@ -1,7 +1,10 @@
 //! What callers see of an image.
 
 use crate::format::compression::CompressionType;
-use crate::format::limits::{DEFAULT_CLUSTER_BITS, DEFAULT_REFCOUNT_ORDER};
+use crate::format::limits::{
+    DEFAULT_CLUSTER_BITS, DEFAULT_REFCOUNT_ORDER, MAX_CACHED_L2_BYTES, MAX_CACHED_REFCOUNT_BYTES,
+    MAX_DIRTY_L2_BYTES, MAX_DIRTY_REFCOUNT_BYTES, MAX_PENDING_FREES,
+};
 use crate::format::seal::Seal;
 
 /// How a backing file is to be read.
@@ -56,6 +59,33 @@ impl CreateOptions {
             backing: None,
             version: 3,
             refcount_bits: 1 << DEFAULT_REFCOUNT_ORDER,
+        }
+    }
+}
+
+/// How much of its tables an image keeps in memory; the defaults are good for disks of any size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// Changed L2 tables; more force a commit.
+    pub dirty_l2_bytes: u64,
+    /// L2 tables together, changed or not; beyond it clean ones are dropped.
+    pub cached_l2_bytes: u64,
+    /// Changed refcount blocks; more force a commit.
+    pub dirty_refcount_bytes: u64,
+    /// Refcount blocks together, changed or not; beyond it clean ones are dropped.
+    pub cached_refcount_bytes: u64,
+    /// Clusters that wait for a commit to be free; more force one.
+    pub pending_frees: usize,
+}
+
+impl Default for MemoryLimits {
+    fn default() -> Self {
+        Self {
+            dirty_l2_bytes: MAX_DIRTY_L2_BYTES,
+            cached_l2_bytes: MAX_CACHED_L2_BYTES,
+            dirty_refcount_bytes: MAX_DIRTY_REFCOUNT_BYTES,
+            cached_refcount_bytes: MAX_CACHED_REFCOUNT_BYTES,
+            pending_frees: MAX_PENDING_FREES,
         }
     }
 }

@@ -2,7 +2,8 @@
 //! and it can fail on demand.
 //!
 //! A cut keeps everything up to the last sync that had returned. Of the writes after it, each sector may be
-//! there or not, whatever their order was: the seed decides.
+//! there or not, whatever their order was, and the file may be as long as it was at any moment since, whatever
+//! arrived of its content: the seed decides.
 
 use crate::format::geometry::{to_u64, to_usize};
 use crate::storage::{MemoryStorage, Storage, memory};
@@ -25,6 +26,10 @@ struct State {
     /// Writes until the next one fails; `None` never fails.
     writes_left: Option<u64>,
     failure: Option<std::io::ErrorKind>,
+    reads: u64,
+    syncs: u64,
+    /// The file at an event of the log, kept because the next cut is most often near the last one.
+    near: (usize, Vec<u8>),
 }
 
 /// A file in memory that can be cut at any moment and can fail on demand.
@@ -39,6 +44,32 @@ impl FaultyStorage {
         Self::default()
     }
 
+    /// A file with content that is durable.
+    pub fn with_bytes(bytes: Vec<u8>) -> Self {
+        let write = Event::Write {
+            offset: 0,
+            data: bytes.clone(),
+        };
+        let state = State {
+            bytes,
+            log: vec![write, Event::Sync],
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Reads so far.
+    pub fn reads(&self) -> u64 {
+        self.state.lock().reads
+    }
+
+    /// Syncs so far.
+    pub fn syncs(&self) -> u64 {
+        self.state.lock().syncs
+    }
+
     /// Events so far: the position to cut at.
     pub fn position(&self) -> usize {
         self.state.lock().log.len()
@@ -46,29 +77,21 @@ impl FaultyStorage {
 
     /// What a disk might hold if the power failed after the first `position` events.
     pub fn cut(&self, position: usize, seed: u64) -> MemoryStorage {
-        let state = self.state.lock();
-        let events = &state.log[..position.min(state.log.len())];
+        let mut state = self.state.lock();
+        let State { log, near, .. } = &mut *state;
+        let events = &log[..position.min(log.len())];
         let synced = events
             .iter()
             .rposition(|event| matches!(event, Event::Sync))
             .unwrap_or(0);
-        let mut bytes = Vec::new();
-        for event in &events[..synced] {
-            apply(&mut bytes, event);
+        if near.0 > synced {
+            *near = (0, Vec::new());
         }
-        let mut rng = Rng(seed);
-        let mut rest = whole_sectors(bytes.clone(), &events[synced..]);
-        // Sectors of several writes to one place may arrive in any order.
-        for index in (1..rest.len()).rev() {
-            rest.swap(index, to_usize(rng.next() % to_u64(index + 1)));
+        for event in &events[near.0..synced] {
+            apply(&mut near.1, event);
         }
-        let loss = rng.next() % 5;
-        for event in &rest {
-            if rng.next() % 4 >= loss {
-                apply(&mut bytes, event);
-            }
-        }
-        MemoryStorage::with_bytes(bytes)
+        near.0 = synced;
+        MemoryStorage::with_bytes(lose(near.1.clone(), &events[synced..], &mut Rng(seed)))
     }
 
     /// Lets `writes` more writes through, then fails each one (and each sync) with `kind`.
@@ -86,6 +109,36 @@ impl FaultyStorage {
     }
 }
 
+/// What may be left of a durable file after further events.
+fn lose(mut bytes: Vec<u8>, events: &[Event], rng: &mut Rng) -> Vec<u8> {
+    let Sectors {
+        writes: mut rest,
+        lens,
+    } = whole_sectors(bytes.clone(), events);
+    // Sectors of several writes to one place may arrive in any order.
+    for index in (1..rest.len()).rev() {
+        rest.swap(index, to_usize(rng.next() % to_u64(index + 1)));
+    }
+    let loss = rng.next() % 5;
+    for event in &rest {
+        if rng.next() % 4 >= loss {
+            apply(&mut bytes, event);
+        }
+    }
+    // The length is a fact of its own: it may be durable without the content, or the other way round.
+    if rng.next().is_multiple_of(2) {
+        bytes.resize(lens[to_usize(rng.next() % to_u64(lens.len()))], 0);
+    }
+    bytes
+}
+
+/// Events as a disk sees them.
+struct Sectors {
+    writes: Vec<Event>,
+    /// The length of the file before the events and after each of them.
+    lens: Vec<usize>,
+}
+
 fn apply(bytes: &mut Vec<u8>, event: &Event) {
     match event {
         Event::Write { offset, data } => {
@@ -96,11 +149,13 @@ fn apply(bytes: &mut Vec<u8>, event: &Event) {
     }
 }
 
-/// The events as a disk sees them: sector by sector, each with all of its content at that time.
-fn whole_sectors(mut bytes: Vec<u8>, events: &[Event]) -> Vec<Event> {
+/// Cuts events into sectors, each with all of its content at that time.
+fn whole_sectors(mut bytes: Vec<u8>, events: &[Event]) -> Sectors {
     let mut sectors = Vec::new();
+    let mut lens = vec![bytes.len()];
     for event in events {
         apply(&mut bytes, event);
+        lens.push(bytes.len());
         let Event::Write { offset, data } = event else {
             sectors.push(event.clone());
             continue;
@@ -116,7 +171,10 @@ fn whole_sectors(mut bytes: Vec<u8>, events: &[Event]) -> Vec<Event> {
             });
         }
     }
-    sectors
+    Sectors {
+        writes: sectors,
+        lens,
+    }
 }
 
 /// SplitMix64: enough chance for a test, without a dependency.
@@ -135,7 +193,9 @@ impl Rng {
 
 impl Storage for FaultyStorage {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
-        memory::read(&self.state.lock().bytes, offset, into)
+        let mut state = self.state.lock();
+        state.reads += 1;
+        memory::read(&state.bytes, offset, into)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
@@ -171,6 +231,7 @@ impl Storage for FaultyStorage {
         if let (Some(0), Some(kind)) = (state.writes_left, state.failure) {
             return Err(kind.into());
         }
+        state.syncs += 1;
         state.log.push(Event::Sync);
         Ok(())
     }
@@ -185,6 +246,24 @@ mod tests {
     #[test]
     fn a_faulty_storage_without_faults_keeps_the_meaning_of_the_trait() {
         crate::storage::suite::run(FaultyStorage::new);
+    }
+
+    #[test]
+    fn a_cut_may_lose_the_length_or_keep_it_alone() {
+        let storage = FaultyStorage::with_bytes(vec![1; 512]);
+        storage.write_at(512, &[2; 512]).unwrap();
+        let end = storage.position();
+        let seen: std::collections::BTreeSet<_> = (0..200)
+            .map(|seed| storage.cut(end, seed).to_bytes())
+            .map(|bytes| (bytes.len(), bytes.get(512).copied()))
+            .collect();
+        let possible = [(512, None), (1024, Some(0)), (1024, Some(2))];
+        assert_eq!(seen, possible.into());
+        // Back and forth: what was kept for the next cut does not show.
+        storage.sync().unwrap();
+        storage.write_at(0, &[3; 512]).unwrap();
+        assert_eq!(storage.cut(storage.position(), 1).to_bytes()[512], 2);
+        assert_eq!(storage.cut(2, 1).to_bytes(), [1; 512]);
     }
 
     #[test]
