@@ -60,7 +60,7 @@ pub use format::seal::Seal;
 #[cfg(feature = "io")]
 pub use chain::{Chain, Changes, OpenedBacking, Opener};
 #[cfg(feature = "io")]
-pub use check::{CheckReport, check};
+pub use check::{CheckReport, Repair, RepairReport, check, repair};
 #[cfg(feature = "io")]
 pub use hashes::{ClusterHash, Damage, DamageKind, HashPage, Hashes, Subset, VerifyReport, verify};
 #[cfg(feature = "io")]

@@ -85,8 +85,10 @@ pub const MAX_CACHED_HASH_PAGES: usize = 256;
 pub const HASH_SUBSET_RUN_CLUSTERS: u64 = 64;
 /// Neighbouring data read at once to be hashed, at least one cluster.
 pub const MAX_HASH_READ_BYTES: u64 = 1 << 20;
-/// Host clusters whose references one pass of `check` counts: 32 MiB of counters, 1 TiB of file
-/// with 64 KiB clusters; larger files take more passes.
-pub const CHECK_WINDOW_CLUSTERS: u64 = 16 << 20;
+/// Host clusters whose references one pass of `check` counts: 20 MiB of counters and kinds, 256 GiB of file with
+/// 64 KiB clusters; larger files take more passes.
+pub const CHECK_WINDOW_CLUSTERS: u64 = 4 << 20;
+/// Host clusters of a file that is checked, as QEMU bounds them: 128 TiB with 64 KiB clusters, 512 passes.
+pub const MAX_CHECKED_CLUSTERS: u64 = 1 << 31;
 /// Findings kept as text; all are counted.
 pub const MAX_FINDINGS: usize = 100;

@@ -14,4 +14,5 @@ pub mod limits;
 pub mod refcount;
 pub mod seal;
 pub mod snapshot;
+pub mod suspect;
 pub mod wire;

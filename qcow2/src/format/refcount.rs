@@ -1,5 +1,7 @@
 //! Refcount table entries and blocks of any width (qcow2 spec, "Host cluster management").
 
+use std::ops::Range;
+
 use crate::error::{Error, corrupt};
 use crate::format::geometry::{Geometry, HostOffset};
 
@@ -57,6 +59,12 @@ pub fn set(block: &mut [u8], order: u32, index: usize, value: u64) {
             block[index * width..(index + 1) * width].copy_from_slice(&bytes[8 - width..]);
         }
     }
+}
+
+/// The bytes of a block that hold these slots.
+pub fn bytes_of(order: u32, slots: Range<usize>) -> Range<usize> {
+    let bits = 1_usize << order;
+    slots.start * bits / 8..(slots.end * bits).div_ceil(8)
 }
 
 /// Byte, shift and mask of a refcount narrower than a byte: the first lies in the lowest bits.
