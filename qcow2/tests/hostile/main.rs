@@ -5,6 +5,7 @@
     reason = "a panic is the report; seeds are printed"
 )]
 
+mod cves;
 mod mutation;
 mod overlap;
 mod sample;

@@ -57,6 +57,23 @@ impl Bytes {
         Self(storage.to_bytes())
     }
 
+    /// An empty image of 64 KiB over a backing file.
+    pub(crate) fn over(name: &str, format: Option<BackingFormat>) -> Self {
+        let base = Arc::new(MemoryStorage::new());
+        let parent = Chain::open(base, "base", BackingFormat::Raw, &Closed).unwrap();
+        let options = CreateOptions {
+            cluster_size_bytes: 512,
+            backing: Some(BackingName {
+                name: name.into(),
+                format,
+            }),
+            ..CreateOptions::new(64 << 10)
+        };
+        let storage = Arc::new(MemoryStorage::new());
+        Image::create(storage.clone(), &options, Some(Arc::new(parent))).unwrap();
+        Self(storage.to_bytes())
+    }
+
     fn create(cluster_size: u32, size: u64, version: u32) -> (Arc<MemoryStorage>, Image) {
         let options = CreateOptions {
             cluster_size_bytes: cluster_size,
