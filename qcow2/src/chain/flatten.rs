@@ -44,7 +44,9 @@ pub(super) fn flatten(layers: &[Layer], range: Range<u64>) -> Result<Vec<Piece>,
         for range in open {
             let end = range.end.min(size).max(range.start);
             // Beyond the end of a layer nothing shines through from below.
-            found.push(piece(end..range.end, depth, PieceSource::Nothing));
+            if end < range.end {
+                found.push(piece(end..range.end, depth, PieceSource::Nothing));
+            }
             for run in layer.runs(range.start..end, until.min(size), &mut slice)? {
                 let covered = run.start.0..run.start.0 + run.len_bytes;
                 let source = match run.source {
@@ -95,6 +97,8 @@ fn join(mut pieces: Vec<Piece>) -> Vec<Piece> {
         }
         joined.push(piece);
     }
+    // It is kept by its length.
+    joined.shrink_to_fit();
     joined
 }
 

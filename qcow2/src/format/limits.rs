@@ -1,5 +1,14 @@
 //! Every bound of this crate, with its reason.
+//!
+//! What one open image takes, at its most hostile, is the sum of: L1 pages 2 MiB, refcount table 8 MiB and once more
+//! while it moves, filter 1 MiB, places of structures 5 MiB, pending frees 2 MiB, free runs 3 MiB, L2 tables 12 MiB and
+//! those that change during a commit once more 6 MiB, refcount blocks 4 MiB and once more 4 MiB, inflated clusters
+//! 8 MiB: [`MAX_IMAGE_MEMORY_BYTES`]. While an image is opened, the list of its tables takes up to 40 MiB instead of the
+//! caches. A request under way takes its own buffers, and each thread beyond the first that writes a table of 2 MiB more.
 
+/// Memory of one open image over that of the idle process, besides the buffers of requests under way, whatever the
+/// image says: a hub has dozens open.
+pub const MAX_IMAGE_MEMORY_BYTES: u64 = 64 << 20;
 /// Smallest cluster: 512 bytes (qcow2 spec, `cluster_bits`).
 pub const MIN_CLUSTER_BITS: u32 = 9;
 /// Largest cluster: 2 MiB, the limit QEMU enforces.
@@ -41,25 +50,35 @@ pub const SPAN_CLUSTERS: u64 = 8192;
 /// Extents kept over all flattened spans of a chain: 40 bytes each, 20 MiB together. A span counts two more, which is
 /// what its place in the cache takes, so that a thin disk of any size is within the bound, too.
 pub const MAX_CACHED_EXTENTS: usize = 512 * 1024;
+/// Memory of one chain over that of the idle process, besides the buffers of requests under way: the extents it keeps,
+/// those it is flattening, and what each of its layers says of itself.
+pub const MAX_CHAIN_MEMORY_BYTES: u64 = 32 << 20;
 
-/// Pages of the L1 table kept in memory: all of it up to 256 TiB of disk with 64 KiB clusters.
-pub const MAX_CACHED_L1_BYTES: u64 = 4 << 20;
+/// Pages of the L1 table kept in memory: all of it up to 128 TiB of disk with 64 KiB clusters.
+pub const MAX_CACHED_L1_BYTES: u64 = 2 << 20;
 /// Bits of the filter that tells guest data from metadata: 1 MiB, exact for files of up to 512 GiB with 64 KiB
 /// clusters; beyond, a hit is looked up in the tables.
 pub const METADATA_FILTER_BITS: u64 = 1 << 23;
 /// L1 entries, of the active table and of internal snapshots together, whose L2 tables are known as metadata: what the
 /// largest active table may have. The L2 tables of snapshots beyond are protected by their refcounts alone.
 pub const MAX_INDEXED_L1_ENTRIES: u64 = MAX_L1_BYTES / 8;
-/// Changed L2 tables in memory that force a commit: 32 MiB describe 256 GiB of disk.
-pub const MAX_DIRTY_L2_BYTES: u64 = 32 << 20;
-/// L2 tables kept in memory together, changed or not, before clean ones are dropped.
-pub const MAX_CACHED_L2_BYTES: u64 = 48 << 20;
+/// Changed L2 tables in memory that force a commit: 4 MiB describe 32 GiB of disk with 64 KiB clusters.
+pub const MAX_DIRTY_L2_BYTES: u64 = 4 << 20;
+/// L2 tables kept in memory together, changed or not, before clean ones are dropped: 96 GiB of disk with 64 KiB clusters.
+pub const MAX_CACHED_L2_BYTES: u64 = 12 << 20;
 /// Changed refcount blocks in memory that force a commit.
-pub const MAX_DIRTY_REFCOUNT_BYTES: u64 = 8 << 20;
+pub const MAX_DIRTY_REFCOUNT_BYTES: u64 = 2 << 20;
 /// Refcount blocks kept in memory together before clean ones are dropped.
-pub const MAX_CACHED_REFCOUNT_BYTES: u64 = 16 << 20;
+pub const MAX_CACHED_REFCOUNT_BYTES: u64 = 4 << 20;
+/// What a table or block in memory takes beside its bytes: with clusters of 512 bytes that is a third of it.
+pub const CACHE_ENTRY_BYTES: u64 = 256;
 /// Clusters waiting to be freed by the next commit; more force one.
-pub const MAX_PENDING_FREES: usize = 256 * 1024;
+pub const MAX_PENDING_FREES: usize = 128 * 1024;
+/// Commits that one flush adds to lower refcounts, where they are spread over more blocks than fit into memory; what is
+/// left waits for the next flush.
+pub const MAX_FREEING_COMMITS: usize = 64;
+/// Clusters of a request that are decided together: each takes some 200 bytes of memory meanwhile.
+pub const MAX_PART_CLUSTERS: u64 = 8192;
 /// Runs of free clusters that are remembered for reuse; more stay free on disk, unused until the next open.
 pub const MAX_FREE_RUNS: usize = 64 * 1024;
 /// At open, refcount blocks looked at from the end of the file for the last cluster in use.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, corrupt, damage};
 use crate::format::geometry::{Geometry, HostCluster, HostOffset, to_u64, to_usize};
 use crate::format::header::{self, Header, REFCOUNT_TABLE_AT};
-use crate::format::limits::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, MAX_TRAILING_BLOCKS};
+use crate::format::limits::{
+    CACHE_ENTRY_BYTES, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, MAX_TRAILING_BLOCKS,
+};
 use crate::format::{refcount, wire};
 use crate::image::MemoryLimits;
 use crate::image::l1::check_inside;
@@ -30,7 +32,7 @@ pub(crate) struct Allocator {
     geometry: Geometry,
     pub(crate) limits: MemoryLimits,
     /// Offsets of the blocks, as stored; its length is the capacity of the table's clusters.
-    table: Vec<u64>,
+    table: Arc<Vec<u64>>,
     table_at: ClusterRun,
     /// Entries that differ from the file.
     changed: BTreeSet<usize>,
@@ -73,7 +75,8 @@ impl Allocator {
         };
         let mut allocator =
             Self::with_table(geometry, vec![], table_at, HostCluster(1 + table_clusters));
-        allocator.table = vec![0; to_usize(table_clusters * geometry.cluster_size() / 8)];
+        let entries = to_usize(table_clusters * geometry.cluster_size() / 8);
+        allocator.table = Arc::new(vec![0; entries]);
         allocator.moved = true;
         for cluster in 0..1 + table_clusters {
             allocator.set(storage, HostCluster(cluster), 1)?;
@@ -81,9 +84,10 @@ impl Allocator {
         Ok(allocator)
     }
 
-    /// Loads the table of an existing file.
+    /// Loads the table of an existing file, whose structures must not overlap.
     pub(crate) fn open(
         header: &Header,
+        layout: &mut Layout,
         file_len: u64,
         storage: &dyn Storage,
     ) -> Result<Self, Error> {
@@ -99,32 +103,11 @@ impl Allocator {
         };
         let end = HostCluster(geometry.clusters_for(file_len));
         let mut allocator = Self::with_table(geometry, table, table_at, end);
+        let filter = &mut allocator.metadata;
+        layout.check(&geometry, table_at, &allocator.table, storage, filter)?;
         let used = allocator.last_in_use(storage)?;
         allocator.space = FreeSpace::new(end.max(used));
         Ok(allocator)
-    }
-
-    /// Compares the structures of the image with each other and remembers where they are.
-    pub(crate) fn check_layout(
-        &mut self,
-        layout: &Layout,
-        file_len: u64,
-        storage: &dyn Storage,
-    ) -> Result<(), Error> {
-        let geometry = self.geometry;
-        let blocks = self.table.iter().filter(|entry| **entry != 0);
-        let blocks: Vec<HostCluster> = blocks
-            .map(|entry| geometry.host_cluster(HostOffset(*entry)))
-            .collect();
-        let metadata = &mut self.metadata;
-        layout.check(
-            &geometry,
-            self.table_at,
-            &blocks,
-            file_len,
-            storage,
-            metadata,
-        )
     }
 
     /// Whether a cluster may be metadata; a hit is to be looked up.
@@ -159,7 +142,7 @@ impl Allocator {
         Self {
             geometry,
             limits: MemoryLimits::default(),
-            table,
+            table: Arc::new(table),
             table_at,
             changed: BTreeSet::new(),
             moved: false,
@@ -206,24 +189,30 @@ impl Allocator {
 
     /// Whether so much has changed that it should be committed.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.dirty_blocks * self.geometry.cluster_size() > self.limits.dirty_refcount_bytes
+        self.dirty_blocks * (self.geometry.cluster_size() + CACHE_ENTRY_BYTES)
+            > self.limits.dirty_refcount_bytes
     }
 
-    /// Allocates `count` clusters in as few runs as there are, freed ones first.
+    /// Allocates `count` clusters in few runs, freed ones first.
     pub(crate) fn allocate(
         &mut self,
         storage: &dyn Storage,
         count: u64,
     ) -> Result<Vec<HostCluster>, Error> {
         self.check_end(count)?;
-        let clusters: Vec<_> = self
-            .space
-            .take(count)
-            .into_iter()
-            .flat_map(ClusterRun::clusters)
-            .collect();
-        for cluster in &clusters {
-            self.take(storage, *cluster)?;
+        let mut clusters = Vec::with_capacity(to_usize(count));
+        while to_u64(clusters.len()) < count {
+            let left = count - to_u64(clusters.len());
+            // Scattered free clusters change a refcount block each, which stays in memory until the next commit.
+            let run = if self.wants_commit() {
+                self.space.take_run(left)
+            } else {
+                self.space.take_some(left)
+            };
+            for cluster in run.clusters() {
+                self.take(storage, cluster)?;
+                clusters.push(cluster);
+            }
         }
         Ok(clusters)
     }
@@ -341,7 +330,8 @@ impl Allocator {
             return Ok(());
         }
         let place = self.space.take_run(1).start;
-        self.table[to_usize(index)] = self.geometry.host_start(place).0;
+        let offset = self.geometry.host_start(place).0;
+        Arc::make_mut(&mut self.table)[to_usize(index)] = offset;
         self.changed.insert(to_usize(index));
         self.metadata.add(place);
         let bytes = Arc::new(vec![0; to_usize(self.geometry.cluster_size())]);
@@ -372,7 +362,10 @@ impl Allocator {
             ));
         }
         let old = self.table_at;
-        self.table.resize(to_usize(count * per_cluster), 0);
+        let mut table = Vec::with_capacity(to_usize(count * per_cluster));
+        table.extend_from_slice(&self.table);
+        table.resize(to_usize(count * per_cluster), 0);
+        self.table = Arc::new(table);
         self.moved = true;
         self.table_at = self.space.take_run(count);
         for cluster in self.table_at.clusters() {
@@ -408,8 +401,8 @@ impl Allocator {
     }
 
     fn evict(&mut self) {
-        let limit = to_usize(self.limits.cached_refcount_bytes / self.geometry.cluster_size());
-        if self.blocks.len() < limit {
+        let each = self.geometry.cluster_size() + CACHE_ENTRY_BYTES;
+        if to_u64(self.blocks.len() + 1) * each <= self.limits.cached_refcount_bytes {
             return;
         }
         let mut clean: Vec<(u64, u64)> = self
@@ -448,7 +441,8 @@ impl Allocator {
         let at = self.geometry.host_start(self.table_at.start);
         let mut ranges = Vec::new();
         if commit.moved {
-            ranges.push(0..self.table.len());
+            let starts = (0..self.table.len()).step_by(PIECE_ENTRIES);
+            ranges.extend(starts.map(|at| at..self.table.len().min(at + PIECE_ENTRIES)));
             let count = u32::try_from(self.table_at.count).expect("a table has at most 8 MiB");
             let payload = Payload::Bytes(Arc::new(header::refcount_table_fields(at, count)));
             changes.header.push(Write {
@@ -465,11 +459,9 @@ impl Allocator {
         }
         for range in ranges {
             let at = HostOffset(at.0 + to_u64(range.start) * 8);
-            let part = Arc::new(self.table[range].to_vec());
-            let whole = 0..part.len();
             changes.refcount_table.push(Write {
                 at,
-                payload: Payload::Entries(part, whole),
+                payload: Payload::Entries(self.table.clone(), range),
             });
         }
     }
@@ -511,8 +503,8 @@ impl Allocator {
     }
 }
 
-/// Bytes of a table that are read at a time.
-const CHUNK_BYTES: u64 = 64 << 10;
+/// Entries of the table that are read or written at a time: 64 KiB.
+const PIECE_ENTRIES: usize = 8192;
 
 /// Reads the refcount table, which lies inside the file.
 fn read_table(
@@ -523,11 +515,12 @@ fn read_table(
     storage: &dyn Storage,
 ) -> Result<Vec<u64>, Error> {
     let mut table = Vec::with_capacity(to_usize(len_bytes / 8));
-    let mut bytes = vec![0; to_usize(CHUNK_BYTES.min(len_bytes))];
+    let piece_bytes = to_u64(PIECE_ENTRIES) * 8;
+    let mut bytes = vec![0; to_usize(piece_bytes.min(len_bytes))];
     let end = at.0 + len_bytes;
     let mut place = at;
     while place.0 < end {
-        let part = &mut bytes[..to_usize(CHUNK_BYTES.min(end - place.0))];
+        let part = &mut bytes[..to_usize(piece_bytes.min(end - place.0))];
         storage::read(storage, place, part)?;
         for raw in part.chunks_exact(8).map(|entry| wire::u64_at(entry, 0)) {
             let block = refcount::parse_table_entry(raw, geometry)

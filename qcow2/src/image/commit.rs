@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, corrupt};
 use crate::format::feature::INCOMPATIBLE_CORRUPT;
 use crate::format::geometry::HostOffset;
 use crate::format::header::INCOMPATIBLE_AT;
+use crate::format::limits::MAX_FREEING_COMMITS;
 use crate::format::wire;
 use crate::image::Image;
 use crate::plan::order::Write;
@@ -20,7 +21,9 @@ pub(crate) struct CommitState {
 #[derive(Debug, PartialEq, Eq)]
 enum Freed {
     Nothing,
-    Some,
+    All,
+    /// So many that the rest waits for the next commit.
+    Part,
 }
 
 impl Image {
@@ -36,8 +39,13 @@ impl Image {
 
     fn commit_all(&self, state: &mut CommitState) -> Result<(), Error> {
         // Refcounts fall only when nothing durable refers to the clusters any more: that is a commit of its own.
-        if self.commit_once(state)? == Freed::Some {
-            self.commit_once(state)?;
+        let mut freed = self.commit_once(state)?;
+        for _ in 0..MAX_FREEING_COMMITS {
+            match freed {
+                Freed::Nothing => break,
+                Freed::All => return self.commit_once(state).map(drop),
+                Freed::Part => freed = self.commit_once(state)?,
+            }
         }
         Ok(())
     }
@@ -93,11 +101,7 @@ impl Image {
             ));
         }
         let (changes, commit) = self.tables.lock().begin_commit();
-        let freed = if commit.frees() {
-            Freed::Some
-        } else {
-            Freed::Nothing
-        };
+        let frees = commit.frees();
         let mut stages = changes.stages().into_iter();
         // A failed write of the first stage is repeated by the next commit: nobody refers to it yet.
         let first = stages.next().unwrap_or_default();
@@ -111,7 +115,11 @@ impl Image {
         if let Err(error) = &result {
             state.failed = Some(error.to_string());
         }
-        result.map(|()| freed)
+        result.map(|waits| match (frees, waits) {
+            (_, true) => Freed::Part,
+            (true, false) => Freed::All,
+            (false, false) => Freed::Nothing,
+        })
     }
 
     fn write_and_sync(&self, stage: &[Write]) -> Result<(), Error> {

@@ -18,6 +18,7 @@ use crate::image::l1::{self, check_inside};
 use crate::plan::allocate::ClusterRun;
 use crate::storage::{self, Storage};
 
+const REFCOUNT_TABLE: &str = "refcount table";
 /// Bytes of an entry of the bitmap directory that have a fixed place.
 const BITMAP_FIXED_BYTES: usize = 24;
 
@@ -67,6 +68,7 @@ pub(crate) type L1Place = (HostOffset, u64);
 pub(crate) struct Layout {
     pub(crate) fixed: Vec<Structure>,
     pub(crate) l1_tables: Vec<L1Place>,
+    file_len: u64,
 }
 
 impl Layout {
@@ -85,6 +87,7 @@ impl Layout {
             layout: Self {
                 fixed: Vec::new(),
                 l1_tables: vec![active],
+                file_len,
             },
         };
         reader.take("header", HostOffset(0), 1)?;
@@ -99,40 +102,38 @@ impl Layout {
         Ok(reader.layout)
     }
 
-    /// Compares all structures with each other, and fills `filter` with them. `blocks` are the refcount blocks.
+    /// Compares all structures with each other, and fills `filter` with them. `blocks` are the entries of the refcount
+    /// table.
     ///
     /// # Errors
     /// `Corrupt` for two structures in one cluster, and for L2 tables beyond the file's end.
     pub(crate) fn check(
-        &self,
+        &mut self,
         geometry: &Geometry,
         table: ClusterRun,
-        blocks: &[HostCluster],
-        file_len: u64,
+        blocks: &[u64],
         storage: &dyn Storage,
         filter: &mut Filter,
     ) -> Result<(), Error> {
-        let mut fixed = self.fixed.clone();
-        fixed.push(Structure {
-            what: "refcount table",
+        self.fixed.push(Structure {
+            what: REFCOUNT_TABLE,
             run: table,
         });
         // First: what overlaps an L1 table would be read as its entries.
-        check_fixed(geometry, &mut fixed)?;
+        check_fixed(geometry, &mut self.fixed)?;
         let entries: u64 = self.l1_tables.iter().map(|(_, entries)| entries).sum();
         // One allocation of what is needed at most, so that nothing is copied while it grows.
-        let mut found = Vec::with_capacity(blocks.len() + to_usize(entries));
+        let blocks = blocks.iter().filter(|entry| **entry != 0);
+        let mut found = Vec::with_capacity(blocks.clone().count() + to_usize(entries));
         found.extend(
-            blocks
-                .iter()
-                .map(|cluster| Tagged::new(*cluster, Tag::Block)),
+            blocks.map(|entry| Tagged::new(geometry.host_cluster(HostOffset(*entry)), Tag::Block)),
         );
         for (number, (at, entries)) in self.l1_tables.iter().enumerate() {
             l1::walk(geometry, storage, *at, *entries, |entry| {
-                if entry.table.0 >= file_len {
+                if entry.table.0 >= self.file_len {
                     return Err(corrupt(format!(
-                        "L2 table lies beyond the file: offset={:#x} file_size={file_len}",
-                        entry.table.0
+                        "L2 table lies beyond the file: offset={:#x} file_size={}",
+                        entry.table.0, self.file_len
                     )));
                 }
                 // What a snapshot's table says of its references may be out of date.
@@ -149,8 +150,11 @@ impl Layout {
         for pair in found.windows(2) {
             check_pair(geometry, pair[0], pair[1])?;
         }
-        check_found(geometry, &fixed, &found)?;
-        fill_filter(filter, &fixed);
+        check_found(geometry, &self.fixed, &found)?;
+        fill_filter(filter, &self.fixed);
+        // The one structure that may move; whoever moves it knows where it is.
+        self.fixed
+            .retain(|structure| structure.what != REFCOUNT_TABLE);
         for tagged in &found {
             filter.add(tagged.cluster());
         }
@@ -280,6 +284,9 @@ impl Reader<'_> {
         let start = header.snapshots_offset;
         let mut at = start;
         let mut indexed = u64::from(header.l1_entries);
+        let count = to_usize(u64::from(header.snapshot_count));
+        self.layout.fixed.reserve_exact(count + 2);
+        self.layout.l1_tables.reserve_exact(count);
         for _ in 0..header.snapshot_count {
             let mut fixed = [0; FIXED_BYTES];
             check_inside("snapshot table", at, FIXED_BYTES as u64, self.file_len)?;
@@ -324,6 +331,8 @@ impl Reader<'_> {
         self.take("bitmap directory", start, len_bytes)?;
         let end = start.0 + len_bytes;
         let mut at = start;
+        let room = to_usize(u64::from(count));
+        self.layout.fixed.reserve_exact(room + 1);
         for _ in 0..count {
             if at.0 + to_u64(BITMAP_FIXED_BYTES) > end {
                 return Err(corrupt(format!(

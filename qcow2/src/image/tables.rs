@@ -10,6 +10,7 @@ use crate::format::geometry::{Geometry, GuestCluster, HostCluster, HostOffset, t
 use crate::format::header::Header;
 use crate::format::l1::L1Entry;
 use crate::format::l2::L2Entry;
+use crate::format::limits::CACHE_ENTRY_BYTES;
 use crate::format::wire;
 use crate::image::allocator::{Allocator, AllocatorCommit};
 use crate::image::l1::{self, L1};
@@ -96,9 +97,8 @@ impl Tables {
         storage: &dyn Storage,
     ) -> Result<Self, Error> {
         let geometry = header.geometry;
-        let layout = Layout::read(header, extensions, file_len, storage)?;
-        let mut allocator = Allocator::open(header, file_len, storage)?;
-        allocator.check_layout(&layout, file_len, storage)?;
+        let mut layout = Layout::read(header, extensions, file_len, storage)?;
+        let allocator = Allocator::open(header, &mut layout, file_len, storage)?;
         let entries = u64::from(header.l1_entries);
         let l1 = L1::new(geometry, header.l1_offset, to_usize(entries));
         Ok(Self::new(geometry, header.version, allocator, layout, l1))
@@ -106,7 +106,8 @@ impl Tables {
 
     /// Whether so much has changed that it should be committed before more does.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.dirty_tables * self.geometry.cluster_size() > self.allocator.limits.dirty_l2_bytes
+        self.dirty_tables * (self.geometry.cluster_size() + CACHE_ENTRY_BYTES)
+            > self.allocator.limits.dirty_l2_bytes
             || self.let_go.len() > self.allocator.limits.pending_frees
             || self.allocator.wants_commit()
     }
@@ -347,8 +348,8 @@ impl Tables {
     }
 
     fn evict(&mut self) {
-        let limit = to_usize(self.allocator.limits.cached_l2_bytes / self.geometry.cluster_size());
-        if self.l2.len() < limit {
+        let each = self.geometry.cluster_size() + CACHE_ENTRY_BYTES;
+        if to_u64(self.l2.len() + 1) * each <= self.allocator.limits.cached_l2_bytes {
             return;
         }
         // Half of the clean ones at once: a search through all of them for each miss would cost more.
@@ -407,12 +408,13 @@ impl Tables {
         (changes, commit)
     }
 
-    /// The commit is durable: new tables are linked, and clusters that were let go may be used again.
+    /// The commit is durable: new tables are linked, and clusters that were let go may be used again. Returns whether
+    /// some of them must wait for the next commit, because their refcounts would fill the memory.
     pub(crate) fn end_commit(
         &mut self,
         storage: &dyn Storage,
         commit: Commit,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         for (l1_index, _, was_linked) in commit.tables {
             let Some(table) = self.l2.get_mut(&l1_index) else {
                 continue;
@@ -430,10 +432,16 @@ impl Tables {
                 }
             }
         }
-        for cluster in commit.let_go {
+        let mut let_go = commit.let_go.into_iter();
+        while !self.allocator.wants_commit()
+            && let Some(cluster) = let_go.next()
+        {
             self.release(storage, cluster)?;
         }
-        self.allocator.end_commit(storage, &commit.allocator)
+        let waits = let_go.len() > 0;
+        self.let_go.extend(let_go);
+        self.allocator.end_commit(storage, &commit.allocator)?;
+        Ok(waits)
     }
 
     /// The commit failed before it was durable: everything it took is still to be written.

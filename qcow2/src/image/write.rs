@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::format::digest::Digest;
 use crate::format::geometry::{GuestCluster, HostOffset, to_u64, to_usize};
 use crate::format::l2::{HostCell, L2Entry};
-use crate::format::limits::MIN_WRITEBACK_BYTES;
+use crate::format::limits::{MAX_PART_CLUSTERS, MIN_WRITEBACK_BYTES};
 use crate::image::{Image, WriteCounters};
 use crate::plan::write::{Action, Content, Keep, Question, Rest, decide, released};
 use crate::plan::zero::is_zero;
@@ -125,9 +125,12 @@ impl Image {
         self.check_writable()?;
         let end = offset + len_bytes;
         let span = self.geometry.l2_span();
+        let cluster_size = self.geometry.cluster_size();
         let mut at = offset;
         while at < end {
-            let next = (at / span + 1).saturating_mul(span).min(end);
+            let at_once = (at / cluster_size + MAX_PART_CLUSTERS).saturating_mul(cluster_size);
+            let table_end = (at / span + 1).saturating_mul(span);
+            let next = table_end.min(at_once).min(end);
             let part = match request {
                 Request::Data(data) => {
                     Request::Data(&data[to_usize(at - offset)..to_usize(next - offset)])

@@ -49,25 +49,19 @@ impl FreeSpace {
         ClusterRun { start, count }
     }
 
-    /// `count` clusters in as many runs as it takes, freed ones first.
-    pub fn take(&mut self, mut count: u64) -> Vec<ClusterRun> {
-        let mut runs = Vec::new();
-        while count > 0 {
-            let Some((start, len)) = self.free.pop_first() else {
-                runs.push(self.take_run(count));
-                break;
-            };
-            let taken = len.min(count);
-            if taken < len {
-                self.free.insert(start + taken, len - taken);
-            }
-            runs.push(ClusterRun {
-                start: HostCluster(start),
-                count: taken,
-            });
-            count -= taken;
+    /// A run of up to `count` clusters, freed ones first.
+    pub fn take_some(&mut self, count: u64) -> ClusterRun {
+        let Some((start, len)) = self.free.pop_first() else {
+            return self.take_run(count);
+        };
+        let taken = len.min(count);
+        if taken < len {
+            self.free.insert(start + taken, len - taken);
         }
-        runs
+        ClusterRun {
+            start: HostCluster(start),
+            count: taken,
+        }
     }
 
     /// Takes a cluster back. Nothing on disk may refer to it any more.
@@ -101,7 +95,7 @@ mod tests {
         for cluster in [5, 3, 4, 8] {
             space.give(HostCluster(cluster));
         }
-        let runs = space.take(6);
+        let runs = [space.take_some(6), space.take_some(3), space.take_some(2)];
         let found: Vec<_> = runs.iter().map(|run| (run.start.0, run.count)).collect();
         assert_eq!(found, [(3, 3), (8, 1), (10, 2)]);
         assert_eq!(space.end(), HostCluster(12));
@@ -114,11 +108,7 @@ mod tests {
         let mut held = std::collections::BTreeSet::new();
         for _ in 0..2000 {
             if rng.bool() || held.is_empty() {
-                for cluster in space
-                    .take(rng.u64(1..9))
-                    .into_iter()
-                    .flat_map(ClusterRun::clusters)
-                {
+                for cluster in space.take_some(rng.u64(1..9)).clusters() {
                     assert!(held.insert(cluster), "handed out twice");
                 }
             } else {
