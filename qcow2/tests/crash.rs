@@ -584,3 +584,70 @@ fn requests_on_one_cluster_do_not_lose_each_other() {
         assert!(report.is_clean(), "{report:?}");
     }
 }
+
+/// A cluster is dropped as a whole while others write parts of it, freed by flushes and taken by writes elsewhere: no
+/// write may land in a cluster that has a new owner.
+#[test]
+fn a_freed_cluster_is_not_written_by_its_former_owner() {
+    const CLUSTER: usize = 4096;
+    const SHARED: usize = 32;
+    let storage = Arc::new(FaultyStorage::new());
+    let options = CreateOptions {
+        cluster_size_bytes: 4096,
+        ..CreateOptions::new((CLUSTER * SHARED * 8) as u64)
+    };
+    let image = Image::create(storage.clone(), &options, None).unwrap();
+    let at = |cluster: usize| (cluster * CLUSTER) as u64;
+    for round in 1..=7_usize {
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            let (image, start) = (&image, &start);
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..8 {
+                    for cluster in 0..SHARED {
+                        image.write(at(cluster) + 512, &[0xaa; 512]).unwrap();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..8 {
+                    for cluster in 0..SHARED {
+                        image.write_zeroes(at(cluster), 4096, false).unwrap();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                start.wait();
+                for cluster in 0..SHARED {
+                    let own = at(round * SHARED + cluster);
+                    image.write(own, &[0xbb; CLUSTER]).unwrap();
+                }
+            });
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..40 {
+                    image.flush().unwrap();
+                }
+            });
+        });
+        let mut read = [0; CLUSTER];
+        for cluster in 0..SHARED {
+            image.read(at(cluster), &mut read).unwrap();
+            let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+            assert!(
+                zero(&read[..512]) && zero(&read[1024..]),
+                "cluster={cluster}"
+            );
+            assert!(read[512..1024] == [0xaa; 512] || zero(&read[512..1024]));
+            for owner in 1..=round {
+                image.read(at(owner * SHARED + cluster), &mut read).unwrap();
+                assert!(read == [0xbb; CLUSTER], "round={round} owner={owner}");
+            }
+        }
+    }
+    image.flush().unwrap();
+    let report = check(&*storage).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
