@@ -11,6 +11,9 @@ use qcow2::{
 /// One megabyte.
 pub const MIB: usize = 1 << 20;
 
+/// Bytes of a cluster of the hub's images.
+pub const CLUSTER: usize = 64 << 10;
+
 /// Random bytes from a fixed seed: nothing elides or compresses them.
 #[must_use]
 pub fn noise(len: usize) -> Vec<u8> {
