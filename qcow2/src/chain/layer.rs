@@ -126,7 +126,8 @@ impl Layer {
                     source: Source::Below,
                 }),
                 Some(entries) => {
-                    let entries = &entries[to_usize(first.0 - slice.first)..];
+                    let skipped = to_usize(first.0 - slice.first) * geometry.l2_entry_words();
+                    let entries = &entries[skipped..];
                     found.extend(runs(geometry, header.version, start, stop, entries)?);
                 }
             }
@@ -145,8 +146,9 @@ impl Layer {
         let entries = match entry {
             None => None,
             Some(entry) => {
-                let mut bytes = vec![0; to_usize((stop - first.0) * 8)];
-                let from = to_u64(geometry.l2_index(first)) * 8;
+                let entry_bytes = to_u64(geometry.l2_entry_words()) * 8;
+                let mut bytes = vec![0; to_usize((stop - first.0) * entry_bytes)];
+                let from = to_u64(geometry.l2_index(first)) * entry_bytes;
                 let at = HostOffset(entry.table.0 + from);
                 storage::read_padded(&*self.storage, at, &mut bytes)?;
                 Some(wire::table(&bytes))

@@ -72,7 +72,10 @@ fn each_wrong(
                 l1.at,
             )?;
             walker.read(l1.at, &mut table)?;
-            for (at, raw) in (l1.at.0..).step_by(8).zip(wire::table(&table)) {
+            // The second word of an extended entry has no such flag.
+            let words = geometry.l2_entry_words();
+            let entries = (l1.at.0..).step_by(8).zip(wire::table(&table));
+            for (at, raw) in entries.step_by(words) {
                 let entry = L2Ref::parse(raw, header.version, geometry);
                 if let Target::Cluster(cluster) = entry.target {
                     look(HostOffset(at), raw, entry.copied, cluster)?;

@@ -12,7 +12,7 @@ use crate::format::limits::{
     MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES,
 };
 use crate::format::suspect::{L2Ref, TableRef, Target};
-use crate::format::wire;
+use crate::format::{subcluster, wire};
 use crate::image::Opened;
 use crate::storage::{self, Storage};
 
@@ -280,7 +280,18 @@ impl<'a> Walker<'a> {
         let mut bytes = vec![0; to_usize(cluster_size)];
         self.read(at, &mut bytes)?;
         let mut next = None;
-        for (index, raw) in wire::table(&bytes).into_iter().enumerate() {
+        let table = wire::table(&bytes);
+        for (index, words) in table
+            .chunks_exact(self.geometry.l2_entry_words())
+            .enumerate()
+        {
+            let raw = words[0];
+            if let [raw, bitmap] = *words
+                && let Err(error) = subcluster::parse([raw, bitmap], &self.geometry)
+            {
+                visitor.facts().incomplete = true;
+                visitor.corrupt(error.to_string());
+            }
             let entry = L2Ref::parse(raw, self.header.version, &self.geometry);
             let told =
                 |what: &str| format!("{what}: table={:#x} index={index} entry={raw:#x}", at.0);

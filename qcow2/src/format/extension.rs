@@ -8,6 +8,12 @@ use crate::format::wire;
 pub const END: u32 = 0;
 /// The format of the backing file, as text.
 pub const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Names of feature bits.
+pub const FEATURE_NAMES: u32 = 0x6803_f857;
+/// The name of an external data file, as text.
+pub const DATA_FILE: u32 = 0x4441_5441;
+/// Where the header of a full disk encryption is.
+pub const ENCRYPTION: u32 = 0x0537_be77;
 /// Persistent bitmaps.
 pub const BITMAPS: u32 = 0x2385_2875;
 /// The hub's seal: unknown to everyone else and kept by QEMU's tools.

@@ -1,7 +1,10 @@
 //! Sizes and positions: all shifts of the format live here, and every position has its own type.
 
 use crate::error::{Error, invalid};
-use crate::format::limits::{MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS};
+use crate::format::limits::{
+    MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS,
+    MIN_EXTENDED_CLUSTER_BITS, SUBCLUSTERS,
+};
 
 // Tables and buffers are indexed by `usize`; offsets are 64 bits.
 const _: () = assert!(
@@ -41,6 +44,7 @@ pub struct Geometry {
     cluster_bits: u32,
     refcount_order: u32,
     virtual_size: u64,
+    subclusters: bool,
 }
 
 impl Geometry {
@@ -64,15 +68,41 @@ impl Geometry {
             cluster_bits,
             refcount_order,
             virtual_size,
+            subclusters: false,
         };
-        if geometry.l1_entries() > MAX_L1_BYTES / 8 {
+        geometry.check_l1()?;
+        Ok(geometry)
+    }
+
+    /// The same sizes with extended L2 entries (qcow2 spec, "Extended L2 Entries"): each describes 32 subclusters.
+    ///
+    /// # Errors
+    /// `Invalid` for clusters below 16 KiB, or a disk whose L1 table would exceed its limit.
+    pub fn with_subclusters(self) -> Result<Self, Error> {
+        if self.cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
             return Err(invalid(format!(
-                "disk needs an L1 table above its limit: virtual_size={virtual_size} \
-                 cluster_size={} limit={MAX_L1_BYTES}",
-                geometry.cluster_size()
+                "extended L2 entries need clusters of at least 16 KiB: cluster_bits={}",
+                self.cluster_bits
             )));
         }
+        let geometry = Self {
+            subclusters: true,
+            ..self
+        };
+        geometry.check_l1()?;
         Ok(geometry)
+    }
+
+    fn check_l1(&self) -> Result<(), Error> {
+        if self.l1_entries() > MAX_L1_BYTES / 8 {
+            return Err(invalid(format!(
+                "disk needs an L1 table above its limit: virtual_size={} \
+                 cluster_size={} limit={MAX_L1_BYTES}",
+                self.virtual_size,
+                self.cluster_size()
+            )));
+        }
+        Ok(())
     }
 
     /// The cluster size as its exponent.
@@ -100,14 +130,30 @@ impl Geometry {
         self.virtual_size.div_ceil(self.cluster_size())
     }
 
+    /// 64-bit words of an L2 entry: 1, or 2 with subclusters.
+    pub fn l2_entry_words(&self) -> usize {
+        if self.subclusters { 2 } else { 1 }
+    }
+
+    /// Bytes of a subcluster: a cluster where there are none.
+    pub fn subcluster_size(&self) -> u64 {
+        let count = if self.subclusters { SUBCLUSTERS } else { 1 };
+        self.cluster_size() / count
+    }
+
+    /// Entries of an L2 table as its exponent.
+    fn l2_bits(&self) -> u32 {
+        self.cluster_bits - if self.subclusters { 4 } else { 3 }
+    }
+
     /// Entries of an L2 table.
     pub fn l2_entries(&self) -> u64 {
-        1 << (self.cluster_bits - 3)
+        1 << self.l2_bits()
     }
 
     /// Bytes of the disk that one L2 table describes.
     pub fn l2_span(&self) -> u64 {
-        1 << (2 * self.cluster_bits - 3)
+        1 << (self.cluster_bits + self.l2_bits())
     }
 
     /// L1 entries that the virtual disk needs.
@@ -140,7 +186,7 @@ impl Geometry {
 
     /// The L1 entry that describes a guest cluster.
     pub fn l1_index(&self, cluster: GuestCluster) -> usize {
-        to_usize(cluster.0 >> (self.cluster_bits - 3))
+        to_usize(cluster.0 >> self.l2_bits())
     }
 
     /// The entry of its L2 table that describes a guest cluster.
@@ -198,6 +244,22 @@ mod tests {
         assert_eq!(geometry.guest_len(GuestCluster(1 << 24)), 512);
         assert_eq!(geometry.l1_index(GuestCluster(8192)), 1);
         assert_eq!(geometry.l2_index(GuestCluster(8193)), 1);
+    }
+
+    #[test]
+    fn subclusters_halve_what_a_table_describes() {
+        let geometry = Geometry::new(16, 4, (1 << 40) + 1).unwrap();
+        let geometry = geometry.with_subclusters().unwrap();
+        assert_eq!(geometry.l2_entries(), 4096);
+        assert_eq!(geometry.l2_span(), 256 << 20);
+        assert_eq!(geometry.l1_entries(), 4097);
+        assert_eq!(geometry.l1_index(GuestCluster(4096)), 1);
+        assert_eq!(geometry.l2_index(GuestCluster(4097)), 1);
+        assert_eq!(geometry.subcluster_size(), 2048);
+        let small = Geometry::new(13, 4, 0).unwrap();
+        assert!(small.with_subclusters().is_err());
+        let largest = Geometry::new(14, 4, 1 << 47).unwrap();
+        assert!(largest.with_subclusters().is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, corrupt, unsupported};
 use crate::format::compression::CompressionType;
-use crate::format::extension::Extensions;
+use crate::format::extension::{DATA_FILE, Extensions, FEATURE_NAMES};
 use crate::format::feature;
 use crate::format::geometry::{Geometry, HostOffset, to_usize};
 use crate::format::limits::{
@@ -72,8 +72,8 @@ impl Header {
     /// Reads the header from the first [`PREFIX_BYTES`] of a file (zero-padded where it is shorter).
     ///
     /// # Errors
-    /// `Corrupt` for fields that contradict each other or break a limit, `Unsupported` by name for
-    /// features this crate does not do.
+    /// `Corrupt` for fields that contradict each other or break a limit, `Unsupported` for another version and for
+    /// encryption. Unknown features are refused by [`Header::parse_cluster`], which can name them.
     pub fn parse(prefix: &[u8; PREFIX_BYTES]) -> Result<Self, Error> {
         let magic = wire::u32_at(prefix, 0);
         if magic != MAGIC {
@@ -87,8 +87,13 @@ impl Header {
         }
         let crypt_method = wire::u32_at(prefix, 32);
         if crypt_method != 0 {
+            let name = match crypt_method {
+                1 => "AES",
+                2 => "LUKS",
+                _ => "unknown",
+            };
             return Err(unsupported(format!(
-                "image is encrypted: crypt_method={crypt_method}"
+                "image is encrypted ({name}): crypt_method={crypt_method}"
             )));
         }
         let refcount_order = if version == 2 {
@@ -144,23 +149,13 @@ impl Header {
         if len > V3_MIN_BYTES {
             self.compression = CompressionType::parse(prefix[104])?;
         }
-        self.check_features()
-    }
-
-    fn check_features(&self) -> Result<(), Error> {
+        if self.has_extended_l2() {
+            self.geometry = self
+                .geometry
+                .with_subclusters()
+                .map_err(|error| corrupt(format!("header is out of bounds: {error}")))?;
+        }
         let bits = self.incompatible;
-        if bits & feature::INCOMPATIBLE_EXTERNAL_DATA != 0 {
-            return Err(unsupported("image keeps its data in an external data file"));
-        }
-        if bits & feature::INCOMPATIBLE_EXTENDED_L2 != 0 {
-            return Err(unsupported("image uses extended L2 entries (subclusters)"));
-        }
-        let unknown = bits & !feature::INCOMPATIBLE_KNOWN;
-        if unknown != 0 {
-            return Err(unsupported(format!(
-                "unknown incompatible features: bits={unknown:#x}"
-            )));
-        }
         let declared = bits & feature::INCOMPATIBLE_COMPRESSION_TYPE != 0;
         if declared != (self.compression != CompressionType::Zlib) {
             return Err(corrupt(format!(
@@ -171,8 +166,33 @@ impl Header {
         Ok(())
     }
 
+    /// L2 entries are 128 bits wide and describe subclusters.
+    pub fn has_extended_l2(&self) -> bool {
+        self.incompatible & feature::INCOMPATIBLE_EXTENDED_L2 != 0
+    }
+
+    /// Refuses what this crate does not know, by the names that the image gives.
+    fn check_features(&self, extensions: &Extensions) -> Result<(), Error> {
+        if self.incompatible & feature::INCOMPATIBLE_EXTERNAL_DATA != 0 {
+            let name = extensions.find(DATA_FILE).unwrap_or_default();
+            return Err(unsupported(format!(
+                "image keeps its data in an external data file: data_file=\"{}\"",
+                name.escape_ascii()
+            )));
+        }
+        let unknown = self.incompatible & !feature::INCOMPATIBLE_KNOWN;
+        if unknown != 0 {
+            return Err(unsupported(format!(
+                "image uses unknown incompatible features: {}",
+                feature::name_incompatible(unknown, extensions.find(FEATURE_NAMES))
+            )));
+        }
+        Ok(())
+    }
+
     fn parse_backing_name(&self, offset: u64, len: u32) -> Result<Option<(usize, usize)>, Error> {
-        if offset == 0 {
+        // QEMU takes a name without length for none.
+        if offset == 0 || len == 0 {
             return Ok(None);
         }
         let cluster_size = self.geometry.cluster_size();
@@ -180,7 +200,7 @@ impl Header {
             && offset
                 .checked_add(u64::from(len))
                 .is_some_and(|end| end <= cluster_size);
-        if len == 0 || len > MAX_BACKING_NAME_BYTES || !fits {
+        if len > MAX_BACKING_NAME_BYTES || !fits {
             return Err(corrupt(format!(
                 "backing name is out of bounds: offset={offset} len={len}"
             )));
@@ -245,10 +265,14 @@ impl Header {
     /// Reads extensions and the backing name from cluster 0.
     ///
     /// # Errors
-    /// `Corrupt` for an extension out of bounds or a name that is not UTF-8.
+    /// `Unsupported` by name for features this crate does not do, `Corrupt` for an extension out of bounds or a name
+    /// that is not UTF-8.
     pub fn parse_cluster(&self, cluster: &[u8]) -> Result<(Extensions, Option<String>), Error> {
         let start = to_usize(u64::from(self.header_len));
-        let extensions = Extensions::parse(cluster, start, self.extension_limit())?;
+        let extensions = Extensions::parse(cluster, start, self.extension_limit());
+        // What is unknown is said first: it may be why the rest cannot be read.
+        self.check_features(extensions.as_ref().unwrap_or(&Extensions::default()))?;
+        let extensions = extensions?;
         let name = match self.backing_name {
             None => None,
             Some((offset, len)) => {
@@ -308,6 +332,7 @@ pub fn refcount_table_fields(at: HostOffset, clusters: u32) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::extension;
 
     #[test]
     fn a_backing_name_ends_before_the_cluster_and_where_readers_look() {
@@ -362,20 +387,41 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        let cases: [(usize, u8, &str); 5] = [
+        let cases: [(usize, u8, &str); 6] = [
             (79, 1 << 2, "external data file"),
-            (79, 1 << 4, "extended L2"),
-            (79, 1 << 5, "bits=0x20"),
-            (35, 2, "encrypted"),
+            (79, 1 << 5, "\"bigger on the inside\""),
+            (79, 3 << 5, "bit 6"),
+            (35, 1, "AES"),
+            (35, 2, "LUKS"),
             (7, 4, "version=4"),
         ];
+        let mut names = vec![0, 5];
+        names.extend_from_slice(b"bigger on the inside");
+        names.resize(48, 0);
+        let names = extension::encode(FEATURE_NAMES, &names);
         for (at, value, text) in cases {
             let mut bytes = header().encode();
             bytes[at] = value;
-            let error = parse(&bytes).unwrap_err();
+            let error = parse(&bytes)
+                .and_then(|header| {
+                    bytes.extend_from_slice(&names);
+                    bytes.resize(65_536, 0);
+                    header.parse_cluster(&bytes).map(drop)
+                })
+                .unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
             assert!(error.to_string().contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn an_extension_that_cannot_be_does_not_hide_an_unknown_feature() {
+        let mut bytes = header().encode();
+        bytes[79] = 1 << 5;
+        let header = parse(&bytes).unwrap();
+        bytes.resize(65_536, 0xff);
+        let error = header.parse_cluster(&bytes).unwrap_err();
+        assert!(error.to_string().contains("bit 5"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub const MAX_IMAGE_MEMORY_BYTES: u64 = 64 << 20;
 pub const MIN_CLUSTER_BITS: u32 = 9;
 /// Largest cluster: 2 MiB, the limit QEMU enforces.
 pub const MAX_CLUSTER_BITS: u32 = 21;
+/// Smallest cluster with extended L2 entries: 16 KiB (qcow2 spec, `cluster_bits`).
+pub const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
+/// Subclusters of a cluster with an extended L2 entry (qcow2 spec, "Extended L2 Entries").
+pub const SUBCLUSTERS: u64 = 32;
 /// Cluster size unless told: 64 KiB, QEMU's default and a good unit for hashing and cloning.
 pub const DEFAULT_CLUSTER_BITS: u32 = 16;
 /// Refcounts are at most 64 bits wide (qcow2 spec, `refcount_order`).

@@ -14,5 +14,6 @@ pub mod limits;
 pub mod refcount;
 pub mod seal;
 pub mod snapshot;
+pub mod subcluster;
 pub mod suspect;
 pub mod wire;

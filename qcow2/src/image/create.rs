@@ -1,7 +1,7 @@
 //! Formatting an empty storage.
 //!
 //! ```text
-//!   cluster 0   header · extensions · room for the seal ……… backing name (at the end, so that the seal fits in front)
+//!   cluster 0   header · extensions (names of features where there is room) · room for the seal ……… backing name (at the end, so that the seal fits in front)
 //!   then        refcount table, large enough for the whole disk · L1 table · first refcount blocks
 //! ```
 
@@ -10,11 +10,13 @@ use std::sync::Arc;
 use crate::chain::Chain;
 use crate::error::{Error, invalid};
 use crate::format::compression::CompressionType;
-use crate::format::extension::{self, BACKING_FORMAT};
+use crate::format::extension::{self, BACKING_FORMAT, FEATURE_NAMES};
+use crate::format::feature;
 use crate::format::geometry::{Geometry, HostOffset, to_u64, to_usize};
 use crate::format::header::{Header, backing_name_place};
 use crate::format::limits::{
-    DEFAULT_REFCOUNT_ORDER, MAX_BACKING_NAME_BYTES, MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_BYTES,
+    DEFAULT_REFCOUNT_ORDER, HEADER_READ_BYTES, MAX_BACKING_NAME_BYTES, MAX_REFCOUNT_ORDER,
+    MAX_REFCOUNT_TABLE_BYTES, MAX_SEAL_BYTES,
 };
 use crate::image::allocator::Allocator;
 use crate::image::l1::L1;
@@ -150,6 +152,12 @@ fn header_cluster(header: &mut Header, backing: Option<&BackingName>) -> Result<
         header.backing_name = Some((name_at, name.len()));
     }
     let fixed = header.encode();
+    let names = extension::encode(FEATURE_NAMES, &feature::name_table());
+    // Where the first cluster is small, seals and names have the first claim to it.
+    let room = fixed.len() + extensions.len() + names.len() + MAX_SEAL_BYTES + 24;
+    if header.version >= 3 && room <= name_at.min(to_usize(HEADER_READ_BYTES)) {
+        extensions.extend(names);
+    }
     let end = fixed.len() + extensions.len() + 8;
     if end > name_at {
         return Err(invalid(format!(

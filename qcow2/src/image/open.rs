@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::chain::Chain;
 use crate::codec::Inflated;
-use crate::error::{Error, ErrorKind, corrupt, invalid};
+use crate::error::{Error, ErrorKind, corrupt, invalid, unsupported};
 use crate::format::extension::{BACKING_FORMAT, Extensions, SEAL};
 use crate::format::feature::{INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
 use crate::format::geometry::{HostOffset, to_u64, to_usize};
@@ -81,8 +81,9 @@ impl Image {
     /// Opens an existing image for writing. Autoclear features (persistent bitmaps) are invalidated first.
     ///
     /// # Errors
-    /// `Refused` for a sealed image; `Unsupported` and `Corrupt` for what the header says, also for the dirty and
-    /// the corrupt bit; `Corrupt` for structures that overlap or lie beyond the file; `Invalid` for a parent that does not go with the header; `Io` from the storage.
+    /// `Refused` for a sealed image; `Unsupported` and `Corrupt` for what the header says: extended L2 entries, the
+    /// dirty and the corrupt bit, which are all fine for reading; `Corrupt` for structures that overlap or lie beyond
+    /// the file; `Invalid` for a parent that does not go with the header; `Io` from the storage.
     pub fn open(storage: Arc<dyn Storage>, parent: Option<Arc<Chain>>) -> Result<Self, Error> {
         let Opened {
             header,
@@ -124,13 +125,21 @@ fn check_writable(header: &Header, info: &ImageInfo) -> Result<(), Error> {
             format!("image is sealed: point_id={}", seal.point_id),
         ));
     }
+    if header.has_extended_l2() {
+        return Err(unsupported(
+            "image uses extended L2 entries (subclusters), which are read but not written",
+        ));
+    }
     if header.incompatible & INCOMPATIBLE_DIRTY != 0 {
         return Err(corrupt(
-            "image was not closed and must be repaired: dirty bit is set",
+            "image was not closed by its last writer (dirty bit): it can be read, and must be repaired by a check \
+             before it is written",
         ));
     }
     if header.incompatible & INCOMPATIBLE_CORRUPT != 0 {
-        return Err(corrupt("image is marked corrupt and must be repaired"));
+        return Err(corrupt(
+            "image is marked corrupt: it can be read, and must be repaired by a check before it is written",
+        ));
     }
     Ok(())
 }

@@ -1,8 +1,11 @@
 //! What a range of L2 entries means for a reader: as few runs as possible.
 
+use std::ops::Range;
+
 use crate::error::Error;
 use crate::format::geometry::{Geometry, GuestOffset, HostOffset};
 use crate::format::l2::{CompressedCell, L2Entry};
+use crate::format::subcluster::{self, Subcluster, Subclusters};
 
 /// Where the bytes of a run come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +69,21 @@ pub fn runs(
 ) -> Result<Vec<Run>, Error> {
     let mut runs = Vec::new();
     let mut at = start;
-    for raw in entries {
+    for words in entries.chunks_exact(geometry.l2_entry_words()) {
         if at >= end {
             break;
         }
+        let raw = match words {
+            [raw, bitmap] => {
+                let (entry, states) = subcluster::parse([*raw, *bitmap], geometry)?;
+                if !matches!(entry, L2Entry::Compressed(_)) {
+                    at = push_subclusters(&mut runs, geometry, at..end, entry, states);
+                    continue;
+                }
+                raw
+            }
+            _ => &words[0],
+        };
         let into = geometry.in_cluster(at.0);
         let len_bytes = (geometry.cluster_size() - into).min(end.0 - at.0);
         let source = match L2Entry::parse(*raw, version, geometry)? {
@@ -91,9 +105,72 @@ pub fn runs(
     Ok(runs)
 }
 
+/// The runs of one cluster with subclusters, from the first byte of `range` on; returns where they end.
+fn push_subclusters(
+    runs: &mut Vec<Run>,
+    geometry: &Geometry,
+    range: Range<GuestOffset>,
+    entry: L2Entry,
+    states: Subclusters,
+) -> GuestOffset {
+    let size = geometry.subcluster_size();
+    let mut at = range.start;
+    let first = geometry.in_cluster(at.0) / size;
+    for index in first..geometry.cluster_size() / size {
+        if at >= range.end {
+            break;
+        }
+        let into = geometry.in_cluster(at.0);
+        let len_bytes = (size - into % size).min(range.end.0 - at.0);
+        let index = u32::try_from(index).expect("a cluster has 32 subclusters");
+        let source = match (states.state(index), entry) {
+            (Subcluster::Zero, _) => Source::Zero,
+            (Subcluster::Data, L2Entry::Data(cell)) => {
+                Source::Host(HostOffset(cell.offset.0 + into))
+            }
+            (Subcluster::Data | Subcluster::Below, _) => Source::Below,
+        };
+        let run = Run {
+            start: at,
+            len_bytes,
+            source,
+        };
+        push(runs, run);
+        at.0 += len_bytes;
+    }
+    at
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn subclusters_are_runs_of_their_own() {
+        let geometry = Geometry::new(14, 4, 1 << 20).unwrap();
+        let geometry = geometry.with_subclusters().unwrap();
+        // Subclusters of 512 bytes: data, data, zero, below …; then a cluster that is zero but for its first.
+        let entries = [0x4000 | 1 << 63, 0b11 | 0b100 << 32, 0, u64::MAX << 33];
+        let runs = runs(
+            &geometry,
+            3,
+            GuestOffset(100),
+            GuestOffset(16384 + 5000),
+            &entries,
+        )
+        .unwrap();
+        let expected = [
+            (100, 924, Source::Host(HostOffset(0x4000 + 100))),
+            (1024, 512, Source::Zero),
+            (1536, 16384 + 512 - 1536, Source::Below),
+            (16384 + 512, 4488, Source::Zero),
+        ];
+        let found: Vec<_> = runs
+            .iter()
+            .map(|run| (run.start.0, run.len_bytes, run.source))
+            .collect();
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn neighbours_in_guest_and_file_become_one_run() {
