@@ -14,6 +14,9 @@
 //! `format` and `plan` are pure and are all that remains without the feature `io`. Everything above blocks its
 //! thread while it reads and writes; share an [`Image`] or a [`Chain`] by `Arc` among as many threads as you like.
 //!
+//! Offsets and lengths are bytes of the virtual disk, of any alignment, unless a name says otherwise; [`Error::kind`] says
+//! what a caller should do about an error.
+//!
 //! The contract: what was written before a [`Image::flush`] that returned is there after a loss of power; what
 //! came later is there or not, sector by sector; the file is never more wrong than some leaked clusters.
 //!
@@ -32,6 +35,11 @@
 //! # Ok(())
 //! # }
 //! ```
+
+// The README's example is compiled and run like every other one.
+#[cfg(all(doctest, feature = "io"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod error;
 pub mod format;
