@@ -42,7 +42,7 @@ pub struct RepairReport {
 ///
 /// # Errors
 /// `Refused` for a sealed image; `NoSpace` where the refcounts would outgrow their table; and as
-/// [`check`](crate::check).
+/// [`check`](fn@crate::check).
 pub fn repair(storage: &dyn Storage, repair: Repair) -> Result<RepairReport, Error> {
     repair_in_windows(storage, repair, CHECK_WINDOW_CLUSTERS)
 }
