@@ -232,6 +232,29 @@ fn smallest_clusters(budget: &Budget) {
     });
 }
 
+/// Directories of snapshots and bitmaps that are as long as they may be: opened and checked.
+fn longest_directories(budget: &Budget) {
+    let hostile = Hostile {
+        cluster: 512,
+        virtual_size: 128 << 30,
+        l1_entries: 4 << 20,
+        table_clusters: 16_384,
+        snapshots: 65_535,
+        bitmaps: 65_535,
+        bitmap_entry_bytes: 1000,
+        blocks: 10_000,
+        l2_tables: 10_000,
+    };
+    let file = hostile.build();
+    budget.check("long directories, opened", || {
+        Image::open(file.storage(), None).unwrap();
+    });
+    budget.check("long directories, checked", || {
+        let report = qcow2::check(&*file.storage()).unwrap();
+        assert!(report.corruptions > 10_000, "nothing is counted");
+    });
+}
+
 /// Opens one file again and again under other names.
 struct Same(Arc<FileStorage>);
 
@@ -304,5 +327,6 @@ fn deepest_chain(budget: &Budget) {
 fn the_most_hostile_images_stay_within_the_bound() {
     deepest_chain(&Budget::new(MAX_CHAIN_MEMORY_BYTES));
     smallest_clusters(&Budget::new(MAX_IMAGE_MEMORY_BYTES));
+    longest_directories(&Budget::new(MAX_IMAGE_MEMORY_BYTES));
     largest_clusters(&Budget::new(MAX_IMAGE_MEMORY_BYTES));
 }
