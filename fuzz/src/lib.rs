@@ -1,0 +1,4 @@
+//! The bodies of the targets whose corpus is replayed without a fuzzer, too (`qcow2/tests/replay.rs`).
+
+pub mod qcow2_mutate;
+pub mod qcow2_open;
