@@ -6,15 +6,38 @@
 mod inflated;
 mod reader;
 
-use flate2::{Decompress, FlushDecompress, Status};
-use zstd::bulk::Decompressor;
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
+use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::find_frame_compressed_size;
 
 use crate::format::compression::CompressionType;
-use crate::format::geometry::to_u64;
+use crate::format::geometry::{to_u64, to_usize};
+use crate::format::limits::{COMPRESSED_ALIGN_BYTES, ZLIB_LEVEL, ZLIB_WINDOW_BITS, ZSTD_LEVEL};
 
 pub(crate) use inflated::Inflated;
 pub(crate) use reader::Reader;
+
+/// A stream of one cluster, filled up to whole sectors; `None` where that saves less than a sector.
+pub(crate) fn compress(compression: CompressionType, cluster: &[u8]) -> Option<Vec<u8>> {
+    let mut stream = vec![0; cluster.len().checked_sub(COMPRESSED_ALIGN_BYTES)?];
+    // Both stop where the stream is longer than that.
+    let len = match compression {
+        CompressionType::Zlib => {
+            let level = flate2::Compression::new(ZLIB_LEVEL);
+            let mut deflate = Compress::new_with_window_bits(level, false, ZLIB_WINDOW_BITS);
+            let status = deflate.compress(cluster, &mut stream, FlushCompress::Finish);
+            matches!(status, Ok(Status::StreamEnd)).then(|| to_usize(deflate.total_out()))?
+        }
+        CompressionType::Zstd => {
+            let mut context = Compressor::new(ZSTD_LEVEL).ok()?;
+            context.compress_to_buffer(cluster, &mut stream[..]).ok()?
+        }
+    };
+    // A compressor may use the room behind its stream as it likes.
+    stream[len..].fill(0);
+    stream.truncate(len.next_multiple_of(COMPRESSED_ALIGN_BYTES));
+    Some(stream)
+}
 
 /// Inflates the stream at the beginning of `stream`, which must fill `into`: no more and no less.
 ///
@@ -110,6 +133,27 @@ mod tests {
             assert!(inflate(&[], &[]).is_err(), "{compression:?}");
             let longer: Vec<u8> = data.iter().chain(&[1]).copied().collect();
             assert!(inflate(&longer, &[]).is_err(), "{compression:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_compressed_inflates_again() {
+        let mut rng = fastrand::Rng::with_seed(9);
+        for compression in TYPES {
+            for bits in 9..=21 {
+                let mut cluster = data(1 << bits);
+                let packed = compress(compression, &cluster);
+                // The smallest cluster is a sector: nothing is smaller.
+                assert_eq!(packed.is_some(), bits > 9, "{compression:?} bits={bits}");
+                if let Some(stream) = packed {
+                    assert!(stream.len() < cluster.len() && stream.len().is_multiple_of(512));
+                    let mut into = vec![0; cluster.len()];
+                    assert_eq!(decompress(compression, &stream, &mut into), Ok(()));
+                    assert!(into == cluster, "{compression:?} bits={bits}");
+                }
+                rng.fill(&mut cluster);
+                assert_eq!(compress(compression, &cluster), None);
+            }
         }
     }
 

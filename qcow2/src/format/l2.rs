@@ -42,6 +42,17 @@ impl CompressedCell {
         (first.0..=geometry.host_cluster(last).0).map(HostCluster)
     }
 
+    /// Whether an entry has the bits to say where this is: with clusters of 2 MiB the first 512 TiB of a file.
+    pub fn fits(self, geometry: &Geometry) -> bool {
+        self.offset.0 >> offset_bits(geometry) == 0 && self.offset.0 < MAX_HOST_OFFSET
+    }
+
+    fn raw(self, geometry: &Geometry) -> u64 {
+        debug_assert!(self.fits(geometry), "a place was looked for that fits");
+        let len = self.offset.0 % 512 + u64::from(self.len_bytes);
+        COMPRESSED | (len.div_ceil(512) - 1) << offset_bits(geometry) | self.offset.0
+    }
+
     fn parse(raw: u64, geometry: &Geometry) -> Result<Self, Error> {
         if raw & COPIED != 0 {
             return Err(corrupt(format!(
@@ -132,13 +143,13 @@ impl L2Entry {
         })
     }
 
-    /// The entry as it is stored; compressed entries are never written.
-    pub fn raw(&self) -> Option<u64> {
+    /// The entry as it is stored; a compressed cluster lies where [`CompressedCell::fits`] says.
+    pub fn raw(&self, geometry: &Geometry) -> u64 {
         match *self {
-            Self::Unallocated => Some(0),
-            Self::Zero { kept } => Some(ZERO | kept.map_or(0, HostCell::raw)),
-            Self::Data(cell) => Some(cell.raw()),
-            Self::Compressed { .. } => None,
+            Self::Unallocated => 0,
+            Self::Zero { kept } => ZERO | kept.map_or(0, HostCell::raw),
+            Self::Data(cell) => cell.raw(),
+            Self::Compressed(cell) => cell.raw(geometry),
         }
     }
 }
@@ -164,8 +175,12 @@ mod tests {
             L2Entry::Zero { kept: Some(cell) },
             L2Entry::Data(cell),
             L2Entry::Data(shared),
+            L2Entry::Compressed(CompressedCell {
+                offset: HostOffset(0x12_3456),
+                len_bytes: 3 * 512 - (0x12_3456 & 511),
+            }),
         ] {
-            let raw = entry.raw().unwrap();
+            let raw = entry.raw(&geometry);
             assert_eq!(L2Entry::parse(raw, 3, &geometry).unwrap(), entry);
         }
     }

@@ -88,6 +88,14 @@ pub const MAX_FREE_RUNS: usize = 64 * 1024;
 /// At open, refcount blocks looked at from the end of the file for the last cluster in use.
 pub const MAX_TRAILING_BLOCKS: usize = 64;
 
+/// Deflate's level: zlib's own default.
+pub const ZLIB_LEVEL: u32 = 6;
+/// Deflate's window as an exponent: what QEMU reads is a window of 4 KiB.
+pub const ZLIB_WINDOW_BITS: u8 = 12;
+/// zstd's level: its own default.
+pub const ZSTD_LEVEL: i32 = 3;
+/// Compressed clusters begin and end at sectors, which a disk writes at once: no write touches a neighbour's.
+pub const COMPRESSED_ALIGN_BYTES: usize = 512;
 /// Inflated clusters that a chain or an image remembers: small reads of a compressed cluster inflate it once.
 pub const MAX_INFLATED_BYTES: usize = 8 << 20;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, corrupt, damage};
 use crate::format::geometry::{Geometry, HostCluster, HostOffset, to_u64, to_usize};
 use crate::format::header::{self, Header, REFCOUNT_TABLE_AT};
+use crate::format::l2::CompressedCell;
 use crate::format::limits::{
     CACHE_ENTRY_BYTES, MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, MAX_TRAILING_BLOCKS,
 };
@@ -41,10 +42,20 @@ pub(crate) struct Allocator {
     outgrown: Vec<ClusterRun>,
     blocks: HashMap<u64, Block>,
     space: FreeSpace,
+    /// Where the next compressed cluster goes: behind the last one.
+    tail: Option<Tail>,
     /// Where metadata may be, this table and its blocks included.
     metadata: Filter,
     clock: u64,
     dirty_blocks: u64,
+}
+
+/// A cluster that this process fills with compressed ones. What was handed out of it is never handed out again before
+/// the whole cluster is free.
+#[derive(Debug, Clone, Copy)]
+struct Tail {
+    cluster: HostCluster,
+    used_bytes: u64,
 }
 
 /// What a commit has to repeat if it fails.
@@ -149,6 +160,7 @@ impl Allocator {
             outgrown: Vec::new(),
             blocks: HashMap::new(),
             space: FreeSpace::new(end),
+            tail: None,
             metadata: Filter::new(),
             clock: 0,
             dirty_blocks: 0,
@@ -231,6 +243,64 @@ impl Allocator {
         Ok(run)
     }
 
+    /// Allocates room for a compressed cluster of `len` bytes, whole sectors and less than a cluster, behind the last
+    /// one as long as a refcount can grow. `None` where no entry could refer to it.
+    pub(crate) fn allocate_stream(
+        &mut self,
+        storage: &dyn Storage,
+        len_bytes: u32,
+    ) -> Result<Option<HostOffset>, Error> {
+        self.check_end(1)?;
+        // Wherever it goes, it does not lie behind a new cluster at the end.
+        let offset = self.geometry.host_start(self.space.end());
+        if !(CompressedCell { offset, len_bytes }).fits(&self.geometry) {
+            return Ok(None);
+        }
+        let len = u64::from(len_bytes);
+        if let Some(tail) = self.tail
+            && let Some(next) = self.behind(storage, tail, len)?
+        {
+            self.tail = Some(next);
+            let start = self.geometry.host_start(tail.cluster);
+            return Ok(Some(HostOffset(start.0 + tail.used_bytes)));
+        }
+        let cluster = self.allocate(storage, 1)?[0];
+        self.tail = Some(Tail {
+            cluster,
+            used_bytes: len,
+        });
+        Ok(Some(self.geometry.host_start(cluster)))
+    }
+
+    /// Counts `len` bytes behind a tail, in its cluster and in the next one where that is free; returns the new tail.
+    fn behind(
+        &mut self,
+        storage: &dyn Storage,
+        tail: Tail,
+        len: u64,
+    ) -> Result<Option<Tail>, Error> {
+        let room = self.geometry.cluster_size() - tail.used_bytes;
+        let count = self.get(storage, tail.cluster)?;
+        let next = HostCluster(tail.cluster.0 + 1);
+        if room == 0 || count == refcount::max_refcount(self.geometry.refcount_order()) {
+            return Ok(None);
+        }
+        if len <= room {
+            self.set(storage, tail.cluster, count + 1)?;
+            let used_bytes = tail.used_bytes + len;
+            return Ok(Some(Tail { used_bytes, ..tail }));
+        }
+        if !self.space.take_exactly(next) {
+            return Ok(None);
+        }
+        self.take(storage, next)?;
+        self.set(storage, tail.cluster, count + 1)?;
+        Ok(Some(Tail {
+            cluster: next,
+            used_bytes: len - room,
+        }))
+    }
+
     /// Counts the first reference to a free cluster.
     fn take(&mut self, storage: &dyn Storage, cluster: HostCluster) -> Result<(), Error> {
         let count = self.get(storage, cluster)?;
@@ -272,6 +342,7 @@ impl Allocator {
         }
         self.set(storage, cluster, before - 1)?;
         if before == 1 {
+            self.tail.take_if(|tail| tail.cluster == cluster);
             self.space.give(cluster);
         }
         Ok(())

@@ -11,7 +11,7 @@ use crate::chain::Chain;
 use crate::error::{Error, invalid};
 use crate::format::compression::CompressionType;
 use crate::format::extension::{self, BACKING_FORMAT, FEATURE_NAMES};
-use crate::format::feature;
+use crate::format::feature::{self, INCOMPATIBLE_COMPRESSION_TYPE};
 use crate::format::geometry::{Geometry, HostOffset, to_u64, to_usize};
 use crate::format::header::{Header, backing_name_place};
 use crate::format::limits::{
@@ -84,6 +84,18 @@ fn refcount_order(options: &CreateOptions) -> Result<u32, Error> {
     Ok(bits.trailing_zeros())
 }
 
+/// Features without which the image cannot be read.
+fn incompatible(options: &CreateOptions) -> Result<u64, Error> {
+    match (options.compression, options.version) {
+        (CompressionType::Zlib, _) => Ok(0),
+        (CompressionType::Zstd, 3) => Ok(INCOMPATIBLE_COMPRESSION_TYPE),
+        (compression, version) => Err(invalid(format!(
+            "version has zlib only: compression={} version={version}",
+            compression.as_str()
+        ))),
+    }
+}
+
 fn write_empty(
     storage: &dyn Storage,
     geometry: Geometry,
@@ -106,11 +118,11 @@ fn write_empty(
         refcount_table_clusters: u32::try_from(table_clusters).expect("at most 8 MiB of table"),
         snapshot_count: 0,
         snapshots_offset: HostOffset(0),
-        incompatible: 0,
+        incompatible: incompatible(options)?,
         compatible: 0,
         autoclear: 0,
         header_len: Header::new_len(version),
-        compression: CompressionType::Zlib,
+        compression: options.compression,
     };
     let cluster = header_cluster(&mut header, options.backing.as_ref())?;
 

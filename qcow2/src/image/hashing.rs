@@ -47,7 +47,7 @@ impl Image {
         let has_changed = |piece: &Piece| {
             matches!(
                 piece.action,
-                Action::InPlace(_) | Action::Fill(_) | Action::Allocate(_)
+                Action::InPlace(_) | Action::Fill(_) | Action::Allocate(_) | Action::Compress
             )
         };
         let runs = pieces.chunk_by(|one, next| has_changed(one) == has_changed(next));

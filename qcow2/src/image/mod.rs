@@ -2,6 +2,7 @@
 
 mod allocator;
 mod commit;
+mod compress;
 mod create;
 mod elide;
 mod extents;

@@ -250,7 +250,7 @@ impl Tables {
         let l1_index = self.geometry.l1_index(cluster);
         self.own_table(storage, l1_index)?;
         let index = self.geometry.l2_index(cluster);
-        let raw = entry.raw().expect("compressed entries are never written");
+        let raw = entry.raw(&self.geometry);
         let table = self
             .l2
             .get_mut(&l1_index)

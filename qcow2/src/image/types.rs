@@ -48,6 +48,8 @@ pub struct CreateOptions {
     pub version: u32,
     /// Width of a refcount: a power of two, 1 to 64, and 16 in version 2; 16 unless told.
     pub refcount_bits: u32,
+    /// How compressed clusters are compressed, if any are written; zlib unless told, and in version 2.
+    pub compression: CompressionType,
 }
 
 impl CreateOptions {
@@ -59,6 +61,7 @@ impl CreateOptions {
             backing: None,
             version: 3,
             refcount_bits: 1 << DEFAULT_REFCOUNT_ORDER,
+            compression: CompressionType::Zlib,
         }
     }
 }

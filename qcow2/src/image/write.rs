@@ -1,12 +1,14 @@
 //! Writing data and zeroes: decide, leave out, allocate, write, then change the tables.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::Error;
 use crate::format::digest::Digest;
 use crate::format::geometry::{GuestCluster, HostOffset, to_u64, to_usize};
-use crate::format::l2::{HostCell, L2Entry};
+use crate::format::l2::{CompressedCell, HostCell, L2Entry};
 use crate::format::limits::{MAX_PART_CLUSTERS, MIN_WRITEBACK_BYTES};
+use crate::image::tables::Tables;
 use crate::image::{Image, WriteCounters};
 use crate::plan::write::{Action, Content, Keep, Question, Rest, decide, released};
 use crate::plan::zero::is_zero;
@@ -38,9 +40,15 @@ impl Counters {
 
 /// What a request brings.
 #[derive(Debug, Clone, Copy)]
-enum Request<'a> {
-    Data(&'a [u8]),
-    Zero { keep_allocation: bool },
+pub(super) enum Request<'a> {
+    Data {
+        data: &'a [u8],
+        /// Store it compressed where that is smaller; the request is one whole cluster then.
+        compressed: bool,
+    },
+    Zero {
+        keep_allocation: bool,
+    },
 }
 
 /// One cluster of a request.
@@ -56,13 +64,21 @@ pub(super) struct Piece {
     pub(super) digest: Option<Digest>,
     /// Whether only the bytes tell that the parent has the same.
     pub(super) compare: bool,
-    /// The new cluster, where the action needs one.
+    /// What it brings, compressed, where it is stored so.
+    pub(super) stream: Option<Vec<u8>>,
+    /// The new cluster or the place of the stream, where the action needs one.
     place: Option<HostOffset>,
 }
 
 impl Piece {
     fn needs_cluster(&self) -> bool {
         matches!(self.action, Action::Allocate(_) | Action::Zero(Keep::New))
+    }
+
+    /// Bytes of the stream; 0 without one.
+    fn stream_len(&self) -> u32 {
+        let len = self.stream.as_ref().map_or(0, Vec::len);
+        u32::try_from(len).expect("a stream is smaller than a cluster")
     }
 
     /// The entry after the action; `None` where it stays.
@@ -75,6 +91,10 @@ impl Piece {
             Action::Nothing | Action::InPlace(_) => return None,
             Action::Fill(at) => L2Entry::Data(HostCell::own(at)),
             Action::Allocate(_) => L2Entry::Data(HostCell::own(place())),
+            Action::Compress => L2Entry::Compressed(CompressedCell {
+                offset: place(),
+                len_bytes: self.stream_len(),
+            }),
             Action::Zero(Keep::Nothing) => L2Entry::Zero { kept: None },
             Action::Zero(Keep::Own(at)) => L2Entry::Zero {
                 kept: Some(HostCell::own(at)),
@@ -89,10 +109,10 @@ impl Piece {
 
 /// Bytes on their way into the file.
 #[derive(Debug)]
-enum Bytes {
+enum Bytes<'a> {
     /// A part of the request.
     Request(Range<usize>),
-    Own(Vec<u8>),
+    Other(Cow<'a, [u8]>),
 }
 
 impl Image {
@@ -103,7 +123,12 @@ impl Image {
     /// compressed cluster, `NoSpace`, `Io`.
     /// After an error each cluster of the range holds the old or the new bytes, or a part of each.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
-        self.request(offset, to_u64(data.len()), Request::Data(data))
+        let compressed = false;
+        self.request(
+            offset,
+            to_u64(data.len()),
+            Request::Data { data, compressed },
+        )
     }
 
     /// Makes a range read as zero, masking the parent; `keep_allocation` leaves the clusters allocated (NBD `NO_HOLE`).
@@ -119,7 +144,12 @@ impl Image {
         self.request(offset, len_bytes, Request::Zero { keep_allocation })
     }
 
-    fn request(&self, offset: u64, len_bytes: u64, request: Request<'_>) -> Result<(), Error> {
+    pub(super) fn request(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        request: Request<'_>,
+    ) -> Result<(), Error> {
         self.check_range(offset, len_bytes)?;
         let _range = self.locks.exclusive(self.clusters(offset, len_bytes));
         self.check_writable()?;
@@ -132,9 +162,10 @@ impl Image {
             let table_end = (at / span + 1).saturating_mul(span);
             let next = table_end.min(at_once).min(end);
             let part = match request {
-                Request::Data(data) => {
-                    Request::Data(&data[to_usize(at - offset)..to_usize(next - offset)])
-                }
+                Request::Data { data, compressed } => Request::Data {
+                    data: &data[to_usize(at - offset)..to_usize(next - offset)],
+                    compressed,
+                },
                 zero @ Request::Zero { .. } => zero,
             };
             let written = self.write_part(at..next, part);
@@ -150,9 +181,12 @@ impl Image {
             self.relieve()?;
         }
         let mut pieces = self.decide(range.clone(), request)?;
-        if let Request::Data(data) = request {
+        if let Request::Data { data, compressed } = request {
             self.hash_pieces(range.start, &mut pieces, data);
             self.elide(range.start, &mut pieces, data);
+            if compressed {
+                self.compress_pieces(range.start, &mut pieces, data);
+            }
         }
         self.allocate(&mut pieces)?;
         let written = self
@@ -215,10 +249,12 @@ impl Image {
         let whole = piece == (start..start + len);
         let content = match request {
             Request::Zero { keep_allocation } => Content::Zero { keep_allocation },
-            Request::Data(data) if is_zero(part(data, range.start, &piece)) => Content::Zero {
-                keep_allocation: false,
-            },
-            Request::Data(_) => Content::Data,
+            Request::Data { data, .. } if is_zero(part(data, range.start, &piece)) => {
+                Content::Zero {
+                    keep_allocation: false,
+                }
+            }
+            Request::Data { .. } => Content::Data,
         };
         let asks_below = match content {
             Content::Data => entry == L2Entry::Unallocated && !whole,
@@ -241,6 +277,7 @@ impl Image {
             action,
             digest: None,
             compare: false,
+            stream: None,
             place: None,
         })
     }
@@ -259,9 +296,10 @@ impl Image {
             return Ok(());
         };
         let l1_index = self.geometry.l1_index(first.cluster);
-        let count = pieces.iter().filter(|piece| piece.needs_cluster()).count();
         let mut tables = self.tables.lock();
         tables.own_table(&*self.storage, l1_index)?;
+        self.place_streams(&mut tables, pieces)?;
+        let count = pieces.iter().filter(|piece| piece.needs_cluster()).count();
         let places = tables.allocator.allocate(&*self.storage, to_u64(count))?;
         let waiting = pieces.iter_mut().filter(|piece| piece.needs_cluster());
         for (piece, place) in waiting.zip(places) {
@@ -270,12 +308,25 @@ impl Image {
         Ok(())
     }
 
+    /// Takes places for the streams; what no compressed entry could refer to is stored as it is.
+    fn place_streams(&self, tables: &mut Tables, pieces: &mut [Piece]) -> Result<(), Error> {
+        let streams = |piece: &&mut Piece| piece.action == Action::Compress;
+        for piece in pieces.iter_mut().filter(streams) {
+            let len = piece.stream_len();
+            piece.place = tables.allocator.allocate_stream(&*self.storage, len)?;
+            if piece.place.is_none() {
+                piece.action = Action::Allocate(Rest::Zero);
+            }
+        }
+        Ok(())
+    }
+
     fn write_data(&self, start: u64, pieces: &[Piece], request: Request<'_>) -> Result<(), Error> {
         let data = match request {
-            Request::Data(data) => data,
+            Request::Data { data, .. } => data,
             Request::Zero { .. } => &[],
         };
-        let mut pending: Option<(HostOffset, Bytes)> = None;
+        let mut pending: Option<(HostOffset, Bytes<'_>)> = None;
         for piece in pieces {
             let Some((at, bytes)) = self.bytes_of(start, piece, data)? else {
                 continue;
@@ -293,13 +344,17 @@ impl Image {
         self.write_bytes(pending, data)
     }
 
-    fn write_bytes(&self, write: Option<(HostOffset, Bytes)>, data: &[u8]) -> Result<(), Error> {
+    fn write_bytes(
+        &self,
+        write: Option<(HostOffset, Bytes<'_>)>,
+        data: &[u8],
+    ) -> Result<(), Error> {
         let Some((at, bytes)) = write else {
             return Ok(());
         };
         let bytes = match &bytes {
             Bytes::Request(range) => &data[range.clone()],
-            Bytes::Own(bytes) => bytes,
+            Bytes::Other(bytes) => bytes,
         };
         storage::write(&*self.storage, at, bytes)?;
         let len = to_u64(bytes.len());
@@ -310,23 +365,28 @@ impl Image {
     }
 
     /// What a piece writes into the file, and where.
-    fn bytes_of(
+    fn bytes_of<'a>(
         &self,
         start: u64,
-        piece: &Piece,
+        piece: &'a Piece,
         data: &[u8],
-    ) -> Result<Option<(HostOffset, Bytes)>, Error> {
+    ) -> Result<Option<(HostOffset, Bytes<'a>)>, Error> {
         let len = to_usize(piece.range.end - piece.range.start);
         let from = to_usize(piece.range.start - start);
         let brought = || match piece.content {
             Content::Data => Bytes::Request(from..from + len),
-            Content::Zero { .. } => Bytes::Own(vec![0; len]),
+            Content::Zero { .. } => Bytes::Other(vec![0; len].into()),
         };
         let into = self.geometry.in_cluster(piece.range.start);
         let (at, rest) = match piece.action {
             Action::InPlace(at) => return Ok(Some((HostOffset(at.0 + into), brought()))),
             Action::Fill(at) => (at, Rest::Zero),
             Action::Allocate(rest) => (piece.place.expect("allocated before"), rest),
+            Action::Compress => {
+                let at = piece.place.expect("allocated before");
+                let stream = piece.stream.as_deref().unwrap_or_default();
+                return Ok(Some((at, Bytes::Other(stream.into()))));
+            }
             // Real zeroes: the caller asked for space that is there.
             Action::Zero(Keep::New) => (piece.place.expect("allocated before"), Rest::Zero),
             Action::Nothing | Action::Drop | Action::Zero(_) => return Ok(None),
@@ -338,9 +398,9 @@ impl Image {
         let target = &mut whole[to_usize(into)..to_usize(into) + len];
         match brought() {
             Bytes::Request(range) => target.copy_from_slice(&data[range]),
-            Bytes::Own(zeroes) => target.copy_from_slice(&zeroes),
+            Bytes::Other(zeroes) => target.copy_from_slice(&zeroes),
         }
-        Ok(Some((at, Bytes::Own(whole))))
+        Ok(Some((at, Bytes::Other(whole.into()))))
     }
 
     /// A whole cluster as it reads now; zeroes beyond the end of the disk.
@@ -388,11 +448,18 @@ impl Image {
             let Some(place) = piece.place else { continue };
             let range = piece.cluster.0..piece.cluster.0 + 1;
             let entry = tables.entries(&*self.storage, range).ok().flatten();
-            let expected = piece.new_entry().and_then(|entry| entry.raw());
+            let Some(expected) = piece.new_entry() else {
+                continue;
+            };
             // Where the tables cannot be read the cluster stays taken: a leak is better than a cluster used twice.
-            if entry.is_some_and(|entries| Some(entries[0]) != expected) {
-                let cluster = self.geometry.host_cluster(place);
-                let _ = tables.allocator.release(&*self.storage, cluster);
+            if entry.is_some_and(|entries| entries[0] != expected.raw(&self.geometry)) {
+                let clusters: Vec<_> = match expected {
+                    L2Entry::Compressed(cell) => cell.host_clusters(&self.geometry).collect(),
+                    _ => vec![self.geometry.host_cluster(place)],
+                };
+                for cluster in clusters {
+                    let _ = tables.allocator.release(&*self.storage, cluster);
+                }
             }
         }
     }

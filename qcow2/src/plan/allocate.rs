@@ -49,6 +49,27 @@ impl FreeSpace {
         ClusterRun { start, count }
     }
 
+    /// Takes one certain cluster, if it is free.
+    pub fn take_exactly(&mut self, cluster: HostCluster) -> bool {
+        if cluster == self.end {
+            self.take_run(1);
+            return true;
+        }
+        let before = self.free.range(..=cluster.0).next_back();
+        let Some((&start, &len)) = before.filter(|(start, len)| cluster.0 - **start < **len) else {
+            return false;
+        };
+        self.free.remove(&start);
+        let skipped = cluster.0 - start;
+        if skipped > 0 {
+            self.free.insert(start, skipped);
+        }
+        if skipped + 1 < len {
+            self.free.insert(cluster.0 + 1, len - skipped - 1);
+        }
+        true
+    }
+
     /// A run of up to `count` clusters, freed ones first.
     pub fn take_some(&mut self, count: u64) -> ClusterRun {
         let Some((start, len)) = self.free.pop_first() else {
@@ -102,12 +123,28 @@ mod tests {
     }
 
     #[test]
+    fn a_certain_cluster_is_taken_if_it_is_free() {
+        let mut space = FreeSpace::new(HostCluster(10));
+        for cluster in 3..8 {
+            space.give(HostCluster(cluster));
+        }
+        for (cluster, expected) in [(5, true), (5, false), (2, false), (10, true), (12, false)] {
+            assert_eq!(space.take_exactly(HostCluster(cluster)), expected);
+        }
+        let found = [2, 2, 1].map(|count| space.take_some(count).start.0);
+        assert_eq!(found, [3, 6, 11]);
+    }
+
+    #[test]
     fn nothing_is_handed_out_twice() {
         let mut rng = fastrand::Rng::with_seed(7);
         let mut space = FreeSpace::new(HostCluster(1));
         let mut held = std::collections::BTreeSet::new();
         for _ in 0..2000 {
-            if rng.bool() || held.is_empty() {
+            let wanted = HostCluster(rng.u64(1..=space.end().0));
+            if rng.u8(0..4) == 0 && space.take_exactly(wanted) {
+                assert!(held.insert(wanted), "handed out twice");
+            } else if rng.bool() || held.is_empty() {
                 for cluster in space.take_some(rng.u64(1..9)).clusters() {
                     assert!(held.insert(cluster), "handed out twice");
                 }

@@ -65,6 +65,8 @@ pub enum Action {
     Fill(HostOffset),
     /// Allocate a cluster, write all of it, then make it data.
     Allocate(Rest),
+    /// Store it compressed in a new place. Never decided here: nobody knows before it is compressed.
+    Compress,
     /// Make it a zero cluster.
     Zero(Keep),
     /// Make it unallocated.
@@ -148,7 +150,10 @@ pub fn released(old: &L2Entry, action: &Action) -> Option<HostCell> {
     };
     match *action {
         Action::Nothing | Action::InPlace(_) | Action::Fill(_) | Action::Zero(Keep::Own(_)) => None,
-        Action::Allocate(_) | Action::Drop | Action::Zero(Keep::Nothing | Keep::New) => Some(cell),
+        Action::Allocate(_)
+        | Action::Compress
+        | Action::Drop
+        | Action::Zero(Keep::Nothing | Keep::New) => Some(cell),
     }
 }
 
@@ -255,6 +260,7 @@ mod tests {
                 assert!(question.whole || reads_zero, "{context}");
                 assert!(!matches!(keep, Keep::Own(_)) || !shared, "{context}");
             }
+            Action::Compress => panic!("{context}"),
             Action::Drop => assert!(question.whole && !question.data_below, "{context}"),
         }
     }
