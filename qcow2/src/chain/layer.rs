@@ -48,8 +48,9 @@ impl Layer {
                 let l1_end = header.l1_offset.0 + u64::from(header.l1_entries) * 8;
                 if l1_end > info.file_size_bytes {
                     return Err(corrupt(format!(
-                        "L1 table ends beyond the file: end={l1_end:#x} file_size={}",
-                        info.file_size_bytes
+                        "L1 table ends beyond the file: offset={:#x} end={l1_end:#x} file_size={} \
+                         image={identity}",
+                        header.l1_offset.0, info.file_size_bytes
                     )));
                 }
                 (Some(header), info)
@@ -128,12 +129,18 @@ impl Layer {
                 Some(entries) => {
                     let skipped = to_usize(first.0 - slice.first) * geometry.l2_entry_words();
                     let entries = &entries[skipped..];
-                    found.extend(runs(geometry, header.version, start, stop, entries)?);
+                    let runs = runs(geometry, header.version, start, stop, entries);
+                    found.extend(runs.map_err(|error| self.here(&error.to_string()))?);
                 }
             }
             at = next;
         }
         Ok(found)
+    }
+
+    /// Something that cannot be, with the file where it stands.
+    fn here(&self, what: &str) -> Error {
+        corrupt(format!("{what} image={}", self.identity))
     }
 
     fn load(&self, header: &Header, first: GuestCluster, stop: u64) -> Result<Slice, Error> {
@@ -142,7 +149,8 @@ impl Layer {
         let mut raw = [0; 8];
         let at = HostOffset(header.l1_offset.0 + to_u64(l1_index) * 8);
         storage::read(&*self.storage, at, &mut raw)?;
-        let entry = L1Entry::parse(wire::u64_at(&raw, 0), geometry)?;
+        let entry = L1Entry::parse(wire::u64_at(&raw, 0), geometry)
+            .map_err(|error| self.here(&format!("{error} offset={:#x}", at.0)))?;
         let entries = match entry {
             None => None,
             Some(entry) => {

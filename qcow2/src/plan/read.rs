@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Error;
+use crate::error::{Error, corrupt};
 use crate::format::geometry::{Geometry, GuestOffset, HostOffset};
 use crate::format::l2::{CompressedCell, L2Entry};
 use crate::format::subcluster::{self, Subcluster, Subclusters};
@@ -75,7 +75,8 @@ pub fn runs(
         }
         let raw = match words {
             [raw, bitmap] => {
-                let (entry, states) = subcluster::parse([*raw, *bitmap], geometry)?;
+                let parsed = subcluster::parse([*raw, *bitmap], geometry);
+                let (entry, states) = parsed.map_err(|error| at_cluster(&error, geometry, at))?;
                 if !matches!(entry, L2Entry::Compressed(_)) {
                     at = push_subclusters(&mut runs, geometry, at..end, entry, states);
                     continue;
@@ -86,7 +87,8 @@ pub fn runs(
         };
         let into = geometry.in_cluster(at.0);
         let len_bytes = (geometry.cluster_size() - into).min(end.0 - at.0);
-        let source = match L2Entry::parse(*raw, version, geometry)? {
+        let parsed = L2Entry::parse(*raw, version, geometry);
+        let source = match parsed.map_err(|error| at_cluster(&error, geometry, at))? {
             L2Entry::Unallocated => Source::Below,
             L2Entry::Zero { .. } => Source::Zero,
             L2Entry::Data(cell) => Source::Host(HostOffset(cell.offset.0 + into)),
@@ -103,6 +105,12 @@ pub fn runs(
         at.0 += len_bytes;
     }
     Ok(runs)
+}
+
+/// An entry that cannot be, with the cluster of the disk that it is about.
+fn at_cluster(error: &Error, geometry: &Geometry, at: GuestOffset) -> Error {
+    let cluster = geometry.guest_start(geometry.guest_cluster(at));
+    corrupt(format!("{error} guest_offset={}", cluster.0))
 }
 
 /// The runs of one cluster with subclusters, from the first byte of `range` on; returns where they end.

@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qcow2::{ErrorKind, Image, MemoryStorage, Seal, Storage, check};
+use qcow2::{CompressionType, ErrorKind, Image, MemoryStorage, Seal, Storage, check};
 
-use crate::sample::{Bytes, COPIED, ENTRY_OFFSET, open_chain};
+use crate::sample::{Bytes, COPIED, ENTRY_OFFSET, open_chain, read_all};
 
 const COMPRESSED: u64 = 1 << 62;
 /// Clusters of the disk that a run looks at.
@@ -336,6 +336,22 @@ fn small_clusters() {
     ];
     for (name, sample) in samples {
         mutations(name, &sample, 1000, seed);
+    }
+}
+
+#[test]
+fn compressed_clusters_and_subclusters() {
+    let seed = seed();
+    let samples = [
+        ("zlib", Bytes::compressed(512, CompressionType::Zlib), 500),
+        ("zstd", Bytes::compressed(4096, CompressionType::Zstd), 500),
+        ("extended", Bytes::extended(), 300),
+    ];
+    for (name, sample, count) in samples {
+        assert!(sample.is_valid(), "sample={name}");
+        let disk = read_all(sample.storage()).unwrap();
+        assert!(disk.iter().any(|byte| *byte != 0), "sample={name}");
+        mutations(name, &sample, count, seed);
     }
 }
 

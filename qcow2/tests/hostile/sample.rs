@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use qcow2::format::extension::{self, BITMAPS};
+use qcow2::format::feature::INCOMPATIBLE_EXTENDED_L2;
 use qcow2::format::geometry::HostOffset;
-use qcow2::format::header::{AUTOCLEAR_AT, Header, PREFIX_BYTES};
+use qcow2::format::header::{AUTOCLEAR_AT, Header, INCOMPATIBLE_AT, PREFIX_BYTES};
 use qcow2::format::wire;
 use qcow2::{
-    BackingFormat, BackingName, Chain, CreateOptions, Error, ErrorKind, Image, MemoryStorage,
-    OpenedBacking, Opener, Storage,
+    BackingFormat, BackingName, Chain, CompressionType, CreateOptions, Error, ErrorKind, Image,
+    MemoryStorage, OpenedBacking, Opener, Storage,
 };
 
 pub(crate) const COPIED: u64 = 1 << 63;
@@ -55,6 +56,51 @@ impl Bytes {
         Self::fill(&image, &[0, 1, 2, cluster - 2], cluster);
         image.flush().unwrap();
         Self(storage.to_bytes())
+    }
+
+    /// Compressed clusters that share clusters of the file, between plain ones.
+    pub(crate) fn compressed(cluster_size: u32, compression: CompressionType) -> Self {
+        let options = CreateOptions {
+            cluster_size_bytes: cluster_size,
+            compression,
+            ..CreateOptions::new(32 * u64::from(cluster_size))
+        };
+        let storage = Arc::new(MemoryStorage::new());
+        let image = Image::create(storage.clone(), &options, None).unwrap();
+        let cluster = u64::from(cluster_size);
+        for number in 0..20 {
+            let byte = u8::try_from(number + 1).unwrap();
+            let data = vec![byte; usize::try_from(cluster).unwrap()];
+            if number % 5 == 4 {
+                image.write(number * cluster, &data).unwrap();
+            } else {
+                image.write_compressed(number * cluster, &data).unwrap();
+            }
+        }
+        image.flush().unwrap();
+        Self(storage.to_bytes())
+    }
+
+    /// As [`Bytes::new`], with entries of 16 bytes: every subcluster is as its cluster was.
+    pub(crate) fn extended() -> Self {
+        let mut bytes = Self::new(16 << 10);
+        let count = bytes.header().geometry.guest_clusters();
+        let tables: Vec<u64> = (0..u64::from(bytes.header().l1_entries))
+            .map(|index| bytes.l2_at(index))
+            .collect();
+        assert_eq!(tables.len(), 1, "one table describes the disk");
+        for number in (0..count).rev() {
+            let entry = bytes.u64(tables[0] + number * 8);
+            let bitmap = match entry {
+                0 => 0,
+                zero if zero & 1 == 1 => u64::from(u32::MAX) << 32,
+                _ => u64::from(u32::MAX),
+            };
+            bytes.put_u64(tables[0] + number * 16, entry & !1);
+            bytes.put_u64(tables[0] + number * 16 + 8, bitmap);
+        }
+        bytes.put_u64(INCOMPATIBLE_AT, INCOMPATIBLE_EXTENDED_L2);
+        bytes
     }
 
     /// An empty image of 64 KiB over a backing file.
