@@ -8,6 +8,9 @@
 use std::path::Path;
 
 #[expect(unreachable_pub, reason = "public where the fuzzer uses it")]
+#[path = "../../fuzz/src/qcow2_hashes.rs"]
+mod qcow2_hashes;
+#[expect(unreachable_pub, reason = "public where the fuzzer uses it")]
 #[path = "../../fuzz/src/qcow2_mutate.rs"]
 mod qcow2_mutate;
 #[expect(unreachable_pub, reason = "public where the fuzzer uses it")]
@@ -36,4 +39,9 @@ fn qcow2_open_corpus() {
 #[test]
 fn qcow2_mutate_corpus() {
     replay("qcow2_mutate", qcow2_mutate::run);
+}
+
+#[test]
+fn qcow2_hashes_corpus() {
+    replay("qcow2_hashes", qcow2_hashes::run);
 }
