@@ -14,3 +14,4 @@ pub(crate) use images::{Discard, ImageState, Repository, StorageWrapper};
 pub(crate) use layout::{ImagePath, is_protocol};
 pub(crate) use lock::DataLock;
 pub(crate) use manifest::{Counters, ImageFacts, MANIFEST_VERSION, Manifest};
+pub(crate) use root::Root;

@@ -49,7 +49,14 @@ impl Root {
 
     /// Opens a regular file for reading.
     pub(crate) fn open_file(&self, name: &str) -> io::Result<File> {
-        self.open_regular(name, OFlags::RDONLY)
+        self.open_kind(name, |kind| kind == FileType::RegularFile)
+    }
+
+    /// Opens a regular file or a block device for reading.
+    pub(crate) fn open_file_or_device(&self, name: &str) -> io::Result<File> {
+        self.open_kind(name, |kind| {
+            matches!(kind, FileType::RegularFile | FileType::BlockDevice)
+        })
     }
 
     /// Makes a new file, and the folders that lead to it; fails where the name is taken.
@@ -187,19 +194,26 @@ impl Root {
         Ok(FileType::from_raw_mode(facts.st_mode))
     }
 
-    fn open_regular(&self, name: &str, access: OFlags) -> io::Result<File> {
+    fn open_kind(&self, name: &str, wanted: impl Fn(FileType) -> bool) -> io::Result<File> {
         let (directory, last) = self.parent(name, false)?;
+        let check = |facts: rustix::fs::Stat| {
+            if wanted(FileType::from_raw_mode(facts.st_mode)) {
+                return Ok(());
+            }
+            let text = "not a file of the kind that images are";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+        };
+        // Opening a device may do something: look first, and again at what was opened.
+        check(rustix::fs::statat(
+            &directory,
+            last,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)?;
         // A pipe planted under an image's name must not block the opener.
-        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::openat(&directory, last, flags, Mode::empty())?);
-        if file.metadata()?.is_file() {
-            Ok(file)
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ))
-        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(&directory, last, flags, Mode::empty())?;
+        check(rustix::fs::fstat(&file)?)?;
+        Ok(File::from(file))
     }
 
     /// The folder that holds `name`, and the last component.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use qcow2::{BackingFormat, BackingName, Chain, FileStorage, OpenedBacking, Opener, Storage};
 
 use crate::error::Error;
-use crate::repository::{file_error, image_error, is_protocol};
+use crate::repository::{Root, file_error, image_error, is_protocol};
 
 /// How the bytes of an image file are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,17 +128,29 @@ impl OpenedSource {
 /// names without links.
 #[derive(Debug, Clone)]
 pub(crate) struct FolderOpener {
-    roots: Vec<PathBuf>,
+    roots: Vec<Arc<Root>>,
 }
 
 impl FolderOpener {
     /// An opener for the image at `path`, which is absolute and without links.
     pub(crate) fn new(path: &Path, roots: &[PathBuf]) -> io::Result<Self> {
-        let mut trusted: Vec<PathBuf> = path.parent().map(Path::to_owned).into_iter().collect();
-        for root in roots {
-            trusted.push(root.canonicalize()?);
-        }
-        Ok(Self { roots: trusted })
+        let trusted = path
+            .parent()
+            .into_iter()
+            .chain(roots.iter().map(PathBuf::as_path));
+        let roots = trusted.map(|root| Root::open(root).map(Arc::new));
+        Ok(Self {
+            roots: roots.collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Opens a file by its name without links, from the first trusted folder that it lies in; `None` outside of all.
+    /// Links were followed to find the name: one that takes its place meanwhile is not.
+    fn open_below(&self, path: &Path) -> Option<io::Result<File>> {
+        self.roots.iter().find_map(|root| {
+            let name = path.strip_prefix(root.path()).ok()?.to_str()?;
+            Some(root.open_file_or_device(name))
+        })
     }
 }
 
@@ -166,13 +178,13 @@ impl Opener for FolderOpener {
             qcow2::Error::new(kind, text)
         };
         let path = beside.join(&name.name).canonicalize().map_err(failed)?;
-        if !self.roots.iter().any(|root| path.starts_with(root)) {
-            return Err(refused(format!(
+        let opened = self.open_below(&path).ok_or_else(|| {
+            refused(format!(
                 "backing file lies outside of the image's folder and of every trusted folder, path={:?} of={of:?}",
                 path.display()
-            )));
-        }
-        let file = open_image_file(&path, true).map_err(failed)?;
+            ))
+        })?;
+        let file = opened.map_err(failed)?;
         let format = match name.format {
             Some(format) => format,
             None => match decide_format(&path, &file).map_err(failed)? {
@@ -284,6 +296,187 @@ mod tests {
         let source = Source::from(folder.path().join("disk"));
         let refused = source.open(true).map(|_| ()).unwrap_err();
         assert!(refused.to_string().contains("--format"), "{refused}");
+    }
+
+    /// Two folders, and an image's opener that trusts the first.
+    fn folders() -> (tempfile::TempDir, PathBuf, FolderOpener) {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().canonicalize().unwrap();
+        for name in ["in/below", "out"] {
+            std::fs::create_dir_all(at.join(name)).unwrap();
+        }
+        for name in ["in/top.qcow2", "in/base.raw", "in/below/base.raw"] {
+            std::fs::write(at.join(name), "inside").unwrap();
+        }
+        std::fs::write(at.join("out/base.raw"), "outside").unwrap();
+        let opener = FolderOpener::new(&at.join("in/top.qcow2"), &[]).unwrap();
+        (folder, at, opener)
+    }
+
+    fn open_raw(
+        opener: &FolderOpener,
+        at: &Path,
+        name: &str,
+    ) -> Result<OpenedBacking, qcow2::Error> {
+        let name = BackingName {
+            name: name.to_owned(),
+            format: Some(BackingFormat::Raw),
+        };
+        opener.open_backing(&name, &at.join("in/top.qcow2").display().to_string())
+    }
+
+    #[test]
+    fn what_is_not_a_file_of_the_folder_is_never_opened() {
+        let (_folder, at, opener) = folders();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, at.join("in/pipe"), pipe, mode, 0).unwrap();
+        let link = |target: &str, name: &str| {
+            std::os::unix::fs::symlink(at.join(target), at.join("in").join(name)).unwrap();
+        };
+        link("out/base.raw", "link");
+        link("out", "folder-link");
+        link("in/below", "own-link");
+        link("in/loop", "loop");
+        std::os::unix::fs::symlink("/dev/null", at.join("in/null")).unwrap();
+        let outside = File::open(at.join("out/base.raw")).unwrap();
+        let handle = std::os::fd::AsRawFd::as_raw_fd(&outside);
+        let names = [
+            at.join("out/base.raw").display().to_string(),
+            format!("/proc/self/fd/{handle}"),
+            format!(
+                "/proc/self/cwd/../../../../../../{}/out/base.raw",
+                at.display()
+            ),
+            "../out/base.raw".to_owned(),
+            "below/../../out/base.raw".to_owned(),
+            "json:{\"driver\":\"file\",\"filename\":\"base.raw\"}".to_owned(),
+            "nbd://localhost/x".to_owned(),
+            "nbd:unix:/socket".to_owned(),
+            "file:base.raw".to_owned(),
+            "https://localhost/base.raw".to_owned(),
+        ];
+        let plain = [
+            "link",
+            "folder-link/base.raw",
+            "null",
+            "pipe",
+            "loop",
+            "below",
+            ".",
+            "..",
+            "",
+            "/",
+            "/dev/null",
+            "/dev/zero",
+        ];
+        for name in names.iter().map(String::as_str).chain(plain) {
+            let refused = open_raw(&opener, &at, name).expect_err(name);
+            assert_eq!(
+                refused.kind(),
+                qcow2::ErrorKind::Refused,
+                "{name}: {refused}"
+            );
+        }
+        let missing = open_raw(&opener, &at, "none.raw").unwrap_err();
+        assert_eq!(missing.kind(), qcow2::ErrorKind::NotFound);
+        for name in [
+            "base.raw",
+            "own-link/base.raw",
+            "below/../base.raw",
+            "./below/base.raw",
+        ] {
+            let opened = open_raw(&opener, &at, name).unwrap();
+            assert!(
+                opened
+                    .identity
+                    .starts_with(&at.join("in").display().to_string())
+            );
+        }
+    }
+
+    /// Somebody swaps a file for a link, and a folder for a link, while names are resolved.
+    #[test]
+    fn links_that_are_swapped_in_lead_nowhere() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let (_folder, at, opener) = folders();
+        for (target, name) in [("out/base.raw", "in/file-link"), ("out", "in/folder-link")] {
+            std::os::unix::fs::symlink(at.join(target), at.join(name)).unwrap();
+        }
+        let swap = |one: &str, other: &str| {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            let (one, other) = (at.join(one), at.join(other));
+            rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).unwrap();
+        };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    swap("in/base.raw", "in/file-link");
+                    swap("in/below", "in/folder-link");
+                }
+            });
+            let mut opened = 0;
+            for _ in 0..4000 {
+                for name in ["base.raw", "below/base.raw"] {
+                    let Ok(backing) = open_raw(&opener, &at, name) else {
+                        continue;
+                    };
+                    let mut bytes = [0; 6];
+                    backing.storage.read_at(0, &mut bytes).unwrap();
+                    assert_eq!(&bytes, b"inside", "{name}");
+                    opened += 1;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(opened > 0, "nothing was opened between the swaps");
+        });
+    }
+
+    #[test]
+    fn a_recorded_format_is_not_doubted_and_loops_are_found() {
+        let (_folder, at, opener) = folders();
+        std::fs::write(
+            at.join("in/guest.raw"),
+            b"QFI\xfb\0\0\0\x03 as the guest wrote it",
+        )
+        .unwrap();
+        let opened = open_raw(&opener, &at, "guest.raw").unwrap();
+        assert_eq!(opened.format, BackingFormat::Raw);
+        let unsaid = BackingName {
+            name: "guest.raw".into(),
+            format: None,
+        };
+        let of = at.join("in/top.qcow2").display().to_string();
+        let refused = opener.open_backing(&unsaid, &of).unwrap_err();
+        assert_eq!(refused.kind(), qcow2::ErrorKind::Refused, "{refused}");
+
+        let below = || {
+            let nothing = Arc::new(qcow2::MemoryStorage::new());
+            Arc::new(Chain::open(nothing, "nothing", BackingFormat::Raw, &opener).unwrap())
+        };
+        std::os::unix::fs::symlink("a.qcow2", at.join("in/again.qcow2")).unwrap();
+        for (name, backing) in [("a.qcow2", "b.qcow2"), ("b.qcow2", "again.qcow2")] {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(at.join("in").join(name));
+            let options = qcow2::CreateOptions {
+                cluster_size_bytes: 512,
+                backing: Some(BackingName {
+                    name: backing.into(),
+                    format: Some(BackingFormat::Qcow2),
+                }),
+                ..qcow2::CreateOptions::new(512)
+            };
+            let storage = Arc::new(FileStorage::new(file.unwrap()));
+            drop(qcow2::Image::create(storage, &options, Some(below())).unwrap());
+        }
+        let source = Source::from(at.join("in/a.qcow2"));
+        let refused = source.open(true).unwrap().chain().unwrap_err();
+        let text = format!("{refused:?}");
+        assert!(text.contains("loop"), "{text}");
     }
 
     #[test]
