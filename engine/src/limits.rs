@@ -100,6 +100,9 @@ pub const NODE_ANSWER_BYTES_MAX: usize = 512;
 /// enough for the processor's cache.
 pub const COPY_PIECE_BYTES: usize = 1 << 20;
 
+/// Threads that compress one image at a time: each holds a piece and a cluster, and others work here, too.
+pub const COMPRESS_THREADS_MAX: usize = 8;
+
 /// Blocks of zeroes of this size are left out of a raw copy, in bytes.
 pub const SPARSE_BLOCK_BYTES: usize = 64 << 10;
 

@@ -268,6 +268,92 @@ fn compare_map_and_convert_agree_with_qemu_img() {
     }
 }
 
+/// A disk with holes becomes a smaller image, which QEMU calls by the same type and maps as we do.
+#[test]
+fn compressed_conversions_are_smaller_and_equal() {
+    const MIB: usize = 1 << 20;
+    if !have("qemu-img") {
+        return;
+    }
+    let mut rng = seed::rng("compressed_conversions");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // A hole, letters, a hole, noise, a hole, and a last sector that fills no cluster.
+    let (raw, len) = (at("disk.raw"), 9 * MIB + 512);
+    let mut content = vec![0; len];
+    content[MIB..4 * MIB].fill_with(|| rng.u8(b'a'..b'i'));
+    content[6 * MIB..7 * MIB].fill_with(|| rng.u8(..));
+    content[9 * MIB..].fill(7);
+    let file = File::create(&raw).unwrap();
+    for range in [MIB..4 * MIB, 6 * MIB..7 * MIB, 9 * MIB..len] {
+        let offset = range.start as u64;
+        file.write_all_at(&content[range], offset).unwrap();
+    }
+    let kinds = [
+        ("zlib", &["--compress"][..], "64K"),
+        ("zlib", &["--compress", "zlib"], "4K"),
+        ("zstd", &["--compress", "zstd"], "64K"),
+        ("zstd", &["--compress=zstd"], "2M"),
+    ];
+    for (kind, flags, cluster) in kinds {
+        let context = format!("kind={kind} cluster={cluster}");
+        let [plain, image] =
+            ["plain", "image"].map(|name| at(&format!("{name}-{kind}-{cluster}.qcow2")));
+        let convert = |to: &Path, flags: &[&str]| {
+            let fixed = ["image", "convert", text(&raw), text(to), "-O", "qcow2"];
+            let size = ["--cluster-size", cluster, "--json"];
+            let said = hub_ok(&[&fixed[..], &size, flags].concat());
+            let said: Value = serde_json::from_str(&said).unwrap();
+            assert_eq!(said["virtual_size_bytes"], len as u64, "{context}");
+            said["written_bytes"].as_u64().unwrap()
+        };
+        let written = convert(&plain, &[]);
+        let stored = convert(&image, flags);
+        assert!((written..len as u64).contains(&stored), "{context}");
+        let saved = fs::metadata(&plain).unwrap().len() - fs::metadata(&image).unwrap().len();
+        assert!(saved > MIB as u64, "{context}: saved={saved}");
+        qemu::assert_clean(&image);
+        qemu::assert_reads_like(&image, &raw);
+        hub_ok(&["image", "compare", text(&raw), text(&image)]);
+
+        let theirs = &qemu::backing_chain(&image)[0]["format-specific"]["data"];
+        let ours = hub_ok(&["image", "info", "--json", text(&image)]);
+        let ours: Value = serde_json::from_str(&ours).unwrap();
+        assert_eq!(theirs["compression-type"], kind);
+        assert_eq!(ours[0]["format-specific"]["data"]["compression-type"], kind);
+        let said = hub_ok(&["image", "info", text(&image)]);
+        let line = said
+            .lines()
+            .find(|line| line.starts_with("compression type:"));
+        assert!(line.is_some_and(|line| line.ends_with(kind)), "{said}");
+
+        let map = ["map", "--output=json", "-f", "qcow2", text(&image)];
+        let theirs: Vec<Value> = serde_json::from_str(&run_ok("qemu-img", map)).unwrap();
+        let ours = hub_ok(&["image", "map", "--json", text(&image)]);
+        let ours: Vec<Value> = serde_json::from_str(&ours).unwrap();
+        let states = |map: &[Value]| {
+            let mut states = vec![String::new(); len / 512];
+            for run in map {
+                let field = |name: &str| usize::try_from(run[name].as_u64().unwrap()).unwrap();
+                let (start, length) = (field("start") / 512, field("length") / 512);
+                let flags = ["present", "zero", "data", "compressed"].map(|name| &run[name]);
+                states[start..start + length].fill(format!("{flags:?}"));
+            }
+            states
+        };
+        assert!(states(&ours) == states(&theirs), "{ours:?} {theirs:?}");
+        let compressed = bytes(&ours, |run| run["compressed"] == true);
+        assert!(compressed >= 3 * MIB as u64, "{context}: {compressed}");
+        let said = hub_ok(&["image", "map", text(&image)]);
+        assert!(said.contains("compressed"), "{said}");
+    }
+    let never = at("never.raw");
+    let to = ["image", "convert", text(&raw), text(&never), "-O", "raw"];
+    let refused = hub(&[&to[..], &["--compress"]].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(!never.exists(), "nothing is left of it");
+}
+
 /// What lies above the older point in QEMU's map, and the growth of the disk, is what we tell; the rest is equal.
 #[test]
 fn changes_are_what_qemu_img_maps_above_the_older_point() {

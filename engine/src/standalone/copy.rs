@@ -1,13 +1,18 @@
 //! Copies and compares devices, without reading what is known to be zero.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_server::Extent;
+use qcow2::Image;
 
 use crate::error::{Error, ErrorKind};
 use crate::export::{Device, DeviceError};
-use crate::limits::{COPY_PIECE_BYTES, EXTENT_QUERY_BYTES_MAX, SPARSE_BLOCK_BYTES};
+use crate::limits::{
+    COMPRESS_THREADS_MAX, COPY_PIECE_BYTES, EXTENT_QUERY_BYTES_MAX, SPARSE_BLOCK_BYTES,
+};
 use crate::model::Comparison;
+use crate::repository::image_error;
 
 /// Writes the first `size_bytes` of `source` to `target`, which reads as zero so far. Blocks of zeroes are left out.
 /// Returns how many bytes were written.
@@ -41,6 +46,62 @@ pub(crate) fn copy_data(
         }
     }
     Ok(written_bytes)
+}
+
+/// As [`copy_data`], into a new image and compressed, by as many threads as the machine runs at once: each takes the
+/// next piece of whole clusters.
+pub(crate) fn copy_compressed(
+    source: &dyn Device,
+    target: &Image,
+    size_bytes: u64,
+    cluster_bytes: u64,
+) -> Result<u64, Error> {
+    let piece_bytes = (COPY_PIECE_BYTES as u64).next_multiple_of(cluster_bytes);
+    let pieces = size_bytes.div_ceil(piece_bytes);
+    let next = AtomicU64::new(0);
+    let work = || {
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return Ok(());
+            }
+            let at = piece * piece_bytes;
+            let len_bytes = piece_bytes.min(size_bytes - at);
+            copy_piece(source, target, at, len_bytes).inspect_err(|_| {
+                // Nobody needs the rest.
+                next.store(pieces, Ordering::Relaxed);
+            })?;
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(COMPRESS_THREADS_MAX))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut result = Ok(());
+        for worker in workers {
+            // Each is waited for: one that nobody waited for would take this thread with it in a panic.
+            let panicked = |_| Err(Error::internal("a thread panicked", "while compressing"));
+            result = result.and(worker.join().unwrap_or_else(panicked));
+        }
+        result
+    })?;
+    Ok(target.counters().stored_bytes)
+}
+
+/// Compresses one piece of whole clusters, unless all of it is known to be zero.
+fn copy_piece(source: &dyn Device, target: &Image, at: u64, len_bytes: u64) -> Result<(), Error> {
+    let run = run_at(source, at, at + len_bytes)?;
+    if run.reads_zero && run.len_bytes == len_bytes {
+        return Ok(());
+    }
+    // The image counts in sectors: what is beyond the end of the source is zero.
+    let sectors_bytes = len_bytes.next_multiple_of(512);
+    let mut data = vec![0; usize::try_from(sectors_bytes).unwrap_or(usize::MAX)];
+    read(source, at, prefix(&mut data, len_bytes))?;
+    target
+        .write_compressed(at, &data)
+        .map_err(|error| image_error("failed to write", format!("offset={at}"), error))
 }
 
 /// Compares two devices of the given sizes. Where one is longer, its tail must read as zero.

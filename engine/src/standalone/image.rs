@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use qcow2::{BackingFormat, BackingName, Chain, CreateOptions, ExtentKind, FileStorage, Image};
 
-use super::copy::{compare_devices, compare_ranges, copy_data};
+use super::copy::{compare_devices, compare_ranges, copy_compressed, copy_data};
 use super::files::{NewFile, RawFile};
 use super::source::{ImageFormat, OpenedSource, Source, file_sizes, open_image_file};
 use crate::blocking::blocking;
@@ -16,7 +16,7 @@ use crate::limits::{EXTENT_QUERY_BYTES_MAX, MAP_EXTENTS_MAX};
 use crate::model::Comparison;
 use crate::repository::{file_error, image_error};
 
-pub use qcow2::CheckReport;
+pub use qcow2::{CheckReport, CompressionType};
 
 /// An empty qcow2 file to make.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct CreateImage {
     pub version: u32,
     /// Width of a reference count: a power of two, 1 to 64; 16 in version 2.
     pub refcount_bits: u32,
+    /// How compressed clusters will be compressed, if any are written.
+    pub compression: CompressionType,
 }
 
 impl CreateImage {
@@ -46,6 +48,7 @@ impl CreateImage {
             backing: None,
             version: usual.version,
             refcount_bits: usual.refcount_bits,
+            compression: usual.compression,
         }
     }
 }
@@ -69,6 +72,8 @@ pub struct ImageFacts {
     pub version: Option<u32>,
     /// Width of a reference count.
     pub refcount_bits: Option<u32>,
+    /// How compressed clusters are compressed, if it has any.
+    pub compression: Option<CompressionType>,
     /// The backing file as the header has it.
     pub backing_name: Option<String>,
     /// Its format, where the header tells it.
@@ -94,6 +99,8 @@ pub struct MapExtent {
     pub present: bool,
     /// Reads as zero without looking at data.
     pub zero: bool,
+    /// Data that is stored compressed.
+    pub compressed: bool,
     /// Where the data lies in that layer's file; `None` for zero, absent and compressed runs.
     pub host_offset: Option<u64>,
 }
@@ -109,6 +116,8 @@ pub struct ConvertImage {
     pub format: ImageFormat,
     /// For a qcow2 target.
     pub cluster_size_bytes: u32,
+    /// Whether and how a qcow2 target is compressed.
+    pub compression: Option<CompressionType>,
 }
 
 /// What a conversion did.
@@ -180,6 +189,7 @@ pub(crate) fn format_image(file: std::fs::File, image: &CreateImage) -> Result<I
         backing,
         version: image.version,
         refcount_bits: image.refcount_bits,
+        compression: image.compression,
         ..CreateOptions::new(virtual_size_bytes)
     };
     Image::create(Arc::new(FileStorage::new(file)), &options, parent)
@@ -304,30 +314,39 @@ pub async fn changes(
 ///
 /// # Errors
 ///
-/// `Conflict` if the target exists, and as [`info`].
+/// `Conflict` if the target exists, `Invalid` for a compressed raw file, and as [`info`].
 pub async fn convert(request: ConvertImage) -> Result<Converted, Error> {
     blocking(move || {
+        if request.compression.is_some() && request.format == ImageFormat::Raw {
+            return Err(Error::invalid(
+                "raw images cannot be compressed",
+                at(&request.target),
+            ));
+        }
         let source = open_device(&request.source)?;
         let virtual_size_bytes = source.size_bytes();
         let new = NewFile::create(&request.target)?;
-        let target: Arc<dyn Device> = match request.format {
-            ImageFormat::Raw => Arc::new(RawFile::of(new.file()?, virtual_size_bytes)?),
-            ImageFormat::Qcow2 => Arc::new(format_image(
-                new.file()?,
-                &CreateImage {
-                    cluster_size_bytes: request.cluster_size_bytes,
-                    ..CreateImage::new(
-                        &request.target,
-                        Some(virtual_size_bytes.next_multiple_of(SECTOR_BYTES)),
-                    )
-                },
-            )?),
+        let written_bytes = match request.format {
+            ImageFormat::Raw => {
+                let target = RawFile::of(new.file()?, virtual_size_bytes)?;
+                let written = copy_data(source.as_ref(), &target, virtual_size_bytes)?;
+                finish(&target).map(|()| written)?
+            }
+            ImageFormat::Qcow2 => {
+                let target =
+                    format_image(new.file()?, &target_image(&request, virtual_size_bytes))?;
+                let written = match request.compression {
+                    None => copy_data(source.as_ref(), &target, virtual_size_bytes)?,
+                    Some(_) => copy_compressed(
+                        source.as_ref(),
+                        &target,
+                        virtual_size_bytes,
+                        u64::from(request.cluster_size_bytes),
+                    )?,
+                };
+                finish(&target).map(|()| written)?
+            }
         };
-        let written_bytes = copy_data(source.as_ref(), target.as_ref(), virtual_size_bytes)?;
-        target
-            .flush()
-            .map_err(|error| Error::internal("failed to flush image", error.to_string()))?;
-        drop(target);
         new.finish()?;
         Ok(Converted {
             virtual_size_bytes,
@@ -335,6 +354,22 @@ pub async fn convert(request: ConvertImage) -> Result<Converted, Error> {
         })
     })
     .await
+}
+
+/// The image that a conversion makes.
+fn target_image(request: &ConvertImage, virtual_size_bytes: u64) -> CreateImage {
+    let size_bytes = virtual_size_bytes.next_multiple_of(SECTOR_BYTES);
+    CreateImage {
+        cluster_size_bytes: request.cluster_size_bytes,
+        compression: request.compression.unwrap_or_default(),
+        ..CreateImage::new(&request.target, Some(size_bytes))
+    }
+}
+
+fn finish(target: &dyn Device) -> Result<(), Error> {
+    target
+        .flush()
+        .map_err(|error| Error::internal("failed to flush image", error.to_string()))
 }
 
 /// qcow2 sizes are multiples of this.
@@ -376,6 +411,7 @@ fn chain_facts(opened: &OpenedSource) -> Result<Vec<ImageFacts>, Error> {
             cluster_size_bytes: Some(info.cluster_size_bytes),
             version: Some(info.version),
             refcount_bits: Some(info.refcount_bits),
+            compression: info.compression,
             backing_format: info
                 .backing
                 .as_ref()
@@ -404,6 +440,7 @@ fn raw_facts(path: &Path, virtual_size_bytes: u64) -> Result<ImageFacts, Error> 
         cluster_size_bytes: None,
         version: None,
         refcount_bits: None,
+        compression: None,
         backing_name: None,
         backing_format: None,
         point_id: None,
@@ -432,6 +469,7 @@ fn raw_map(raw: &RawFile) -> Result<Vec<MapExtent>, Error> {
                 depth: 0,
                 present: !extent.hole,
                 zero: extent.reads_zero,
+                compressed: false,
                 host_offset: (!extent.hole).then_some(offset),
             };
             offset += extent.len_bytes;
@@ -452,6 +490,7 @@ fn chain_map(chain: &Chain, path: &Path) -> Result<Vec<MapExtent>, Error> {
             .map_err(|error| image_error("failed to map image", at(path), error))?;
         for extent in extents {
             let present = extent.kind != ExtentKind::Unallocated;
+            let is_data = extent.kind == ExtentKind::Data;
             push(
                 &mut runs,
                 MapExtent {
@@ -459,10 +498,9 @@ fn chain_map(chain: &Chain, path: &Path) -> Result<Vec<MapExtent>, Error> {
                     len_bytes: extent.len_bytes,
                     depth: if present { extent.depth } else { 0 },
                     present,
-                    zero: extent.kind != ExtentKind::Data,
-                    host_offset: extent
-                        .host_offset
-                        .filter(|_| extent.kind == ExtentKind::Data),
+                    zero: !is_data,
+                    compressed: is_data && extent.host_offset.is_none(),
+                    host_offset: extent.host_offset.filter(|_| is_data),
                 },
             )?;
         }
@@ -479,7 +517,8 @@ fn push(runs: &mut Vec<MapExtent>, run: MapExtent) -> Result<(), Error> {
             (None, None) => true,
             _ => false,
         };
-        if follows && (last.depth, last.present, last.zero) == (run.depth, run.present, run.zero) {
+        let state = |run: &MapExtent| (run.depth, run.present, run.zero, run.compressed);
+        if follows && state(last) == state(&run) {
             last.len_bytes += run.len_bytes;
             return Ok(());
         }

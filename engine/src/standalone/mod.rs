@@ -8,8 +8,8 @@ mod serve;
 mod source;
 
 pub use image::{
-    CheckReport, ConvertImage, Converted, CreateImage, ImageFacts, MapExtent, changes, check,
-    compare, convert, create, info, map,
+    CheckReport, CompressionType, ConvertImage, Converted, CreateImage, ImageFacts, MapExtent,
+    changes, check, compare, convert, create, info, map,
 };
 pub use serve::{Device, NamedDevice, Server, serve};
 pub use source::{ImageFormat, Source};

@@ -58,6 +58,7 @@ async fn conversions_there_and_back_are_equal() {
     let content = raw_content(1, (3 << 20) + 512);
     std::fs::write(at("a.raw"), &content).unwrap();
     let to = |source: &str, target: &str, format| ConvertImage {
+        compression: None,
         source: at(source).into(),
         target: at(target),
         format,

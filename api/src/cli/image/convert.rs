@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
-use engine::standalone::{self, ConvertImage, Converted};
+use clap::{Args, ValueEnum};
+use engine::standalone::{self, CompressionType, ConvertImage, Converted};
 use serde::Serialize;
 
 use super::{CLUSTER_SIZE, Common, Format, cluster_size, source};
@@ -25,6 +25,25 @@ pub(crate) struct Convert {
     /// For qcow2: a power of two from 512 to 2M.
     #[arg(long, value_name = "SIZE", value_parser = cluster_size, default_value = CLUSTER_SIZE)]
     cluster_size: u32,
+    /// For qcow2: compress what gets smaller. zstd is faster and smaller, and needs QEMU 5.1 to be read.
+    #[arg(long, value_enum, value_name = "TYPE", num_args = 0..=1, default_missing_value = "zlib")]
+    compress: Option<Compression>,
+}
+
+/// How clusters can be compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compression {
+    Zlib,
+    Zstd,
+}
+
+impl From<Compression> for CompressionType {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Zlib => Self::Zlib,
+            Compression::Zstd => Self::Zstd,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -40,6 +59,7 @@ impl Convert {
             target: self.target,
             format: self.output_format.into(),
             cluster_size_bytes: self.cluster_size,
+            compression: self.compress.map(CompressionType::from),
         })
         .await?;
         match common.json {

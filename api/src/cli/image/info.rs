@@ -67,6 +67,8 @@ struct FormatSpecific {
 #[serde(rename_all = "kebab-case")]
 struct Qcow2Facts {
     compat: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compression_type: Option<&'static str>,
     refcount_bits: Option<u32>,
 }
 
@@ -84,6 +86,7 @@ impl From<ImageFacts> for ImageInfo {
             kind: format_name(facts.format),
             data: Qcow2Facts {
                 compat: if version < 3 { "0.10" } else { "1.1" },
+                compression_type: facts.compression.map(|it| it.as_str()),
                 refcount_bits: facts.refcount_bits,
             },
         });
@@ -111,6 +114,7 @@ impl ImageInfo {
     pub(super) fn text(&self) -> String {
         let sized = |bytes: u64| format!("{} ({bytes} bytes)", size::human(bytes));
         let seal = self.sendense.as_ref();
+        let specific = self.format_specific.as_ref();
         let facts = [
             ("image:", Some(self.filename.clone())),
             ("format:", Some(self.format.to_owned())),
@@ -119,6 +123,12 @@ impl ImageInfo {
             (
                 "cluster size:",
                 self.cluster_size.map(|bytes| bytes.to_string()),
+            ),
+            (
+                "compression type:",
+                specific
+                    .and_then(|specific| specific.data.compression_type)
+                    .map(str::to_owned),
             ),
             ("backing file:", self.backing_filename.clone()),
             ("point:", seal.map(|seal| seal.point_id.clone())),

@@ -28,6 +28,7 @@ struct Run {
     present: bool,
     zero: bool,
     data: bool,
+    compressed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
 }
@@ -41,6 +42,7 @@ impl From<MapExtent> for Run {
             present: extent.present,
             zero: extent.zero,
             data: extent.present && !extent.zero,
+            compressed: extent.compressed,
             offset: extent.host_offset,
         }
     }
@@ -63,6 +65,7 @@ fn text(runs: &[Run]) -> String {
     let rows = runs.iter().map(|run| {
         let state = match (run.present, run.zero) {
             (_, true) => "zero",
+            (true, false) if run.compressed => "compressed",
             (true, false) => "data",
             (false, false) => "absent",
         };
