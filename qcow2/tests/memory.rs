@@ -166,6 +166,24 @@ impl Hostile {
     }
 }
 
+/// Compressed clusters of one length, more than are remembered once they are inflated.
+fn write_compressed(image: &Image, start: u64, cluster: u64) {
+    for number in 0..COMPRESSED_BYTES / cluster {
+        let data = vec![1; usize::try_from(cluster).unwrap()];
+        let at = start + number * cluster;
+        image.write_compressed(at, &data).unwrap();
+    }
+}
+
+/// One byte of each of them.
+fn inflate(cluster: u64, read: impl Fn(u64, &mut [u8]) -> Result<(), Error>, start: u64) {
+    for number in 0..COMPRESSED_BYTES / cluster {
+        read(start + number * cluster, &mut [0]).unwrap();
+    }
+}
+
+const COMPRESSED_BYTES: u64 = 16 * MIB;
+
 /// Every table at its limit, every cluster at its largest: opened, read and written.
 fn largest_clusters(budget: &Budget) {
     let mut hostile = Hostile {
@@ -190,6 +208,8 @@ fn largest_clusters(budget: &Budget) {
     let span = 512 << 30;
     budget.check("large clusters", || {
         let image = Image::open(file.storage(), None).unwrap();
+        write_compressed(&image, 41 * span, 2 * MIB);
+        inflate(2 * MIB, |at, into| image.read(at, into), 41 * span);
         for number in 0..40 {
             image.write(number * span + 512, &[1; 512]).unwrap();
             image
@@ -201,6 +221,7 @@ fn largest_clusters(budget: &Budget) {
     });
     budget.check("a chain on large clusters", || {
         let chain = Chain::open(file.storage(), "tip", BackingFormat::Qcow2, &Never).unwrap();
+        inflate(2 * MIB, |at, into| chain.read(at, into), 41 * span);
         for number in 0..40 {
             chain
                 .read((1 << 20) * span + number * span, &mut [0; 512])
@@ -274,9 +295,12 @@ impl Opener for Same {
     }
 }
 
+/// What one L2 table of 64 KiB describes.
+const SPAN: u64 = 8192 * 65_536;
+
 fn map(chain: &Chain, spans: u64) {
     for span in 0..spans {
-        let extents = chain.extents(span * 8192 * 65_536, 8192 * 65_536).unwrap();
+        let extents = chain.extents(span * SPAN, SPAN).unwrap();
         assert_eq!(extents.len(), 8192);
     }
 }
@@ -299,11 +323,14 @@ fn deepest_chain(budget: &Budget) {
             name: "below".into(),
             format: None,
         }),
-        ..CreateOptions::new(90 * 8192 * 65_536)
+        ..CreateOptions::new(91 * SPAN)
     };
-    drop(Image::create(file.storage(), &options, Some(Arc::new(parent))).unwrap());
+    let image = Image::create(file.storage(), &options, Some(Arc::new(parent))).unwrap();
+    write_compressed(&image, 90 * SPAN, 65_536);
+    image.flush().unwrap();
+    drop(image);
     let end = file.file.metadata().unwrap().len() / 65_536 + 1;
-    // One L2 table for the whole disk: every other cluster is the same cluster of the file.
+    // One L2 table for all of the disk that is not compressed: every other cluster is the same cluster of the file.
     let mut field = [0; 8];
     file.file.read_exact_at(&mut field, 40).unwrap();
     let l1_at = u64::from_be_bytes(field) / 65_536;
@@ -314,11 +341,13 @@ fn deepest_chain(budget: &Budget) {
     budget.check("the deepest chain", || {
         let chain = Chain::open(file.storage(), "0", BackingFormat::Qcow2, &opener).unwrap();
         assert_eq!(chain.layers().len(), MAX_CHAIN_DEPTH);
+        inflate(65_536, |at, into| chain.read(at, into), 90 * SPAN);
         map(&chain, 3);
     });
     budget.check("more extents than are kept", || {
         let chain = Chain::open(file.storage(), "254", BackingFormat::Qcow2, &opener).unwrap();
         assert_eq!(chain.layers().len(), 2);
+        inflate(65_536, |at, into| chain.read(at, into), 90 * SPAN);
         map(&chain, 90);
     });
 }

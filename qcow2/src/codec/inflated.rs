@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_and_the_bound_holds() {
-        const CLUSTER: usize = 2 << 20;
+        const CLUSTER: usize = 1 << 20;
         let room = MAX_INFLATED_BYTES / CLUSTER;
         let inflated = Inflated::default();
         for number in 0..room as u64 {

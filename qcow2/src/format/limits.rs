@@ -3,7 +3,7 @@
 //! What one open image takes, at its most hostile, is the sum of: L1 pages 2 MiB, refcount table 8 MiB and once more
 //! while it moves, filter 1 MiB, places of structures 5 MiB, pending frees 2 MiB, free runs 3 MiB, L2 tables 12 MiB and
 //! those that change during a commit once more 6 MiB, refcount blocks 4 MiB and once more 4 MiB, inflated clusters
-//! 8 MiB: [`MAX_IMAGE_MEMORY_BYTES`]. While an image is opened, the list of its tables takes up to 40 MiB instead of the
+//! 4 MiB: [`MAX_IMAGE_MEMORY_BYTES`]. While an image is opened, the list of its tables takes up to 40 MiB instead of the
 //! caches. A request under way takes its own buffers, and each thread beyond the first that writes a table of 2 MiB more.
 
 /// Memory of one open image over that of the idle process, besides the buffers of requests under way, whatever the
@@ -55,7 +55,7 @@ pub const SPAN_CLUSTERS: u64 = 8192;
 /// what its place in the cache takes, so that a thin disk of any size is within the bound, too.
 pub const MAX_CACHED_EXTENTS: usize = 512 * 1024;
 /// Memory of one chain over that of the idle process, besides the buffers of requests under way: the extents it keeps,
-/// those it is flattening, and what each of its layers says of itself.
+/// those it is flattening, the clusters it inflated last, and what each of its layers says of itself.
 pub const MAX_CHAIN_MEMORY_BYTES: u64 = 32 << 20;
 
 /// Pages of the L1 table kept in memory: all of it up to 128 TiB of disk with 64 KiB clusters.
@@ -97,7 +97,7 @@ pub const ZSTD_LEVEL: i32 = 3;
 /// Compressed clusters begin and end at sectors, which a disk writes at once: no write touches a neighbour's.
 pub const COMPRESSED_ALIGN_BYTES: usize = 512;
 /// Inflated clusters that a chain or an image remembers: small reads of a compressed cluster inflate it once.
-pub const MAX_INFLATED_BYTES: usize = 8 << 20;
+pub const MAX_INFLATED_BYTES: usize = 4 << 20;
 
 /// Bytes of the parent read at once to compare them with a write, at least one cluster: no thread holds more for it.
 pub const MAX_COMPARE_BYTES: u64 = 256 * 1024;
