@@ -94,7 +94,9 @@ fn chain(storage: Arc<dyn Storage>) -> Chain {
 fn random_traces_are_clean_and_equal() {
     let seed = seed();
     let mut rng = fastrand::Rng::with_seed(seed);
-    for round in 0..13 * 7 {
+    // A stretch of the cycle of all pairs.
+    let first = rng.usize(0..13 * 7);
+    for round in first..first + 13 * 3 {
         let cluster = 512 << (round % 13);
         let refcount_bits = 1 << (round % 7);
         let compression = TYPES[rng.usize(0..2)];
@@ -284,7 +286,7 @@ fn any_cut_leaves_what_was_flushed() {
     let seed = seed();
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut cuts = 0;
-    for round in 0..30 {
+    for round in 0..20 {
         let cluster = 1024 << rng.usize(0..5);
         let size = rng.usize(100..400) * SECTOR;
         let options = CreateOptions {
@@ -313,7 +315,7 @@ fn any_cut_leaves_what_was_flushed() {
             later.push((before, model.clone()));
         }
         let end = storage.position();
-        for _ in 0..40 {
+        for _ in 0..30 {
             let at = rng.usize(start..=end);
             let context = format!("seed={seed} round={round} at={at}/{end} cluster={cluster}");
             let cut: Arc<dyn Storage> = Arc::new(storage.cut(at, rng.u64(..)));
@@ -343,7 +345,7 @@ fn any_cut_leaves_what_was_flushed() {
         }
     }
     println!("cuts={cuts}");
-    assert!(cuts >= 1200);
+    assert_eq!(cuts, 600);
 }
 
 /// Streams that could not be written leave no reference and no count behind.

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use qcow2::{
-    BackingFormat, BackingName, Chain, ClusterHash, CreateOptions, Damage, DamageKind, Digest,
-    Elision, ErrorKind, ExtentKind, FaultyStorage, Hashes, Image, MemoryStorage, OpenedBacking,
-    Opener, Seal, Storage, Subset, VerifyReport, verify,
+    BackingFormat, BackingName, Chain, ClusterHash, CompressionType, CreateOptions, Damage,
+    DamageKind, Digest, Elision, ErrorKind, ExtentKind, FaultyStorage, Hashes, Image,
+    MemoryStorage, OpenedBacking, Opener, Seal, Storage, Subset, VerifyReport, verify,
 };
 use support::{Folder, Model, random_data, random_request, rng, seed};
 
@@ -97,8 +97,14 @@ fn every_hash_is_that_of_what_the_image_holds() {
             model.put(0, &bytes);
             raw_parent(bytes)
         });
+        let version = rng.u32(2..=3);
+        let compression = match version {
+            3 if rng.bool() => CompressionType::Zstd,
+            _ => CompressionType::Zlib,
+        };
         let options = CreateOptions {
-            version: rng.u32(2..=3),
+            version,
+            compression,
             ..options(size, cluster, parent.is_some().then_some("base"))
         };
         let storage = Arc::new(FaultyStorage::new());
@@ -124,7 +130,11 @@ fn every_hash_is_that_of_what_the_image_holds() {
                 let count = usize::try_from(cluster).unwrap() * rng.usize(1..5);
                 let count = count.min(model.bytes().len() - at);
                 let data = random_data(&mut rng, count);
-                image.write(at as u64, &data).unwrap();
+                let written = match rng.bool() {
+                    true => image.write_compressed(at as u64, &data),
+                    false => image.write(at as u64, &data),
+                };
+                written.unwrap();
                 model.put(at, &data);
             } else {
                 random_request(&mut rng, &image, &mut model);
@@ -141,6 +151,8 @@ fn every_hash_is_that_of_what_the_image_holds() {
         let expected = expected(&image, cluster.into());
         image.seal(&seal_of("point-1")).unwrap();
         let context = format!("seed={seed} round={round} cluster={cluster} size={size}");
+        let report = verify(storage, sidecar.clone(), Subset::ALL).unwrap();
+        assert_eq!(report.damages, [], "{context}");
         let hashes = Hashes::open(sidecar).unwrap();
         assert_eq!(
             Some(hashes.root()),
@@ -525,6 +537,24 @@ fn sealed() -> (Vec<u8>, Vec<u8>) {
     image.write(0, &[1; 5000]).unwrap();
     image.write_zeroes(1024, 1024, true).unwrap();
     image.write(size - 1500, &[2; 1500]).unwrap();
+    image.seal(&seal_of("point-1")).unwrap();
+    (storage.to_bytes(), sidecar.to_bytes())
+}
+
+/// As [`sealed`], small and compressed: clusters of the file that several share, and one that is stored as it is.
+fn sealed_compressed() -> (Vec<u8>, Vec<u8>) {
+    const CLUSTER: usize = 4096;
+    let (storage, sidecar) = (
+        Arc::new(MemoryStorage::new()),
+        Arc::new(MemoryStorage::new()),
+    );
+    let options = options(20 * CLUSTER as u64 - 512, 4096, None);
+    let image = Image::create(storage.clone(), &options, None).unwrap();
+    let image = image.with_hashes(sidecar.clone()).unwrap();
+    let mut data = busy(20 * CLUSTER - 512);
+    rng(1).fill(&mut data[7 * CLUSTER..8 * CLUSTER]);
+    image.write_compressed(0, &data).unwrap();
+    image.write(3 * CLUSTER as u64 + 1, &[1; 100]).unwrap();
     image.seal(&seal_of("point-1")).unwrap();
     (storage.to_bytes(), sidecar.to_bytes())
 }
@@ -950,26 +980,29 @@ fn a_sidecar_of_another_image_is_refused() {
 fn no_damage_is_called_good() {
     let seed = seed();
     let mut rng = rng(seed);
-    let (image, sidecar) = sealed();
-    let storage = Arc::new(MemoryStorage::with_bytes(image.clone()));
-    let folder = Folder("/nonexistent".into());
-    let whole = Chain::open(storage, "i", BackingFormat::Qcow2, &folder).unwrap();
-    let mut bytes = vec![0; usize::try_from(whole.virtual_size_bytes()).unwrap()];
-    whole.read(0, &mut bytes).unwrap();
-    for _ in 0..400 {
-        let mut damaged = image.clone();
-        for _ in 0..rng.usize(1..4) {
-            let at = rng.usize(0..damaged.len());
-            damaged[at] ^= rng.u8(1..);
+    for (image, sidecar) in [sealed(), sealed_compressed()] {
+        let report = verified(&image, &sidecar, Subset::ALL).unwrap();
+        assert!(report.damages.is_empty() && report.checked_clusters > 0);
+        let storage = Arc::new(MemoryStorage::with_bytes(image.clone()));
+        let folder = Folder("/nonexistent".into());
+        let whole = Chain::open(storage, "i", BackingFormat::Qcow2, &folder).unwrap();
+        let mut bytes = vec![0; usize::try_from(whole.virtual_size_bytes()).unwrap()];
+        whole.read(0, &mut bytes).unwrap();
+        for _ in 0..400 {
+            let mut damaged = image.clone();
+            for _ in 0..rng.usize(1..4) {
+                let at = rng.usize(0..damaged.len());
+                damaged[at] ^= rng.u8(1..);
+            }
+            let report = verified(&damaged, &sidecar, Subset::ALL);
+            let storage = Arc::new(MemoryStorage::with_bytes(damaged));
+            let chain = Chain::open(storage, "i", BackingFormat::Qcow2, &folder);
+            let mut read = vec![0; bytes.len()];
+            let same = chain.is_ok_and(|chain| {
+                chain.virtual_size_bytes() == bytes.len() as u64 && chain.read(0, &mut read).is_ok()
+            }) && read == bytes;
+            let good = report.is_ok_and(|report| report.damaged_clusters == 0);
+            assert!(same || !good, "seed={seed}");
         }
-        let report = verified(&damaged, &sidecar, Subset::ALL);
-        let storage = Arc::new(MemoryStorage::with_bytes(damaged));
-        let chain = Chain::open(storage, "i", BackingFormat::Qcow2, &folder);
-        let mut read = vec![0; bytes.len()];
-        let same = chain.is_ok_and(|chain| {
-            chain.virtual_size_bytes() == bytes.len() as u64 && chain.read(0, &mut read).is_ok()
-        }) && read == bytes;
-        let good = report.is_ok_and(|report| report.damaged_clusters == 0);
-        assert!(same || !good, "seed={seed}");
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use qcow2::{BackingFormat, Chain, ErrorKind, Image, MemoryStorage};
+use qcow2::{
+    BackingFormat, Chain, CompressionType, CreateOptions, ErrorKind, Image, MemoryStorage,
+};
 use tests::disk::{Disk, Op, SECTOR};
-use tests::images::{Folder, read_imago, read_ours};
+use tests::images::{Folder, qemu_io, read_imago, read_ours};
 use tests::peers::{have, run_ok};
 use tests::{qemu, seed};
 
@@ -109,6 +111,109 @@ fn what_qemu_compresses_we_read_and_change() {
             }
         }
     }
+}
+
+/// One random request to an image of ours and to what it must read as: compressed or any other.
+fn send_random(rng: &mut fastrand::Rng, image: &Image, disk: &mut Disk, cluster: usize) {
+    if rng.bool() {
+        let op = disk.random_op(rng, cluster);
+        op.send(image);
+        disk.apply(&op);
+        return;
+    }
+    let len = disk.bytes().len();
+    let offset = rng.usize(0..len) / cluster * cluster;
+    let most = (200_000 / cluster).max(2);
+    let end = len.min(offset + cluster * rng.usize(1..=most));
+    let part = random_disk(end - offset, rng);
+    let data = part.bytes();
+    let written = image.write_compressed(offset as u64, data);
+    written.expect("a compressed write");
+    let runs = part.runs(0..data.len());
+    disk.apply(&Op::Write { offset, runs });
+}
+
+fn compressed_bytes(chain: &Chain) -> u64 {
+    let extents = chain.extents(0, chain.virtual_size_bytes());
+    let is_compressed = |it: &qcow2::Extent| {
+        it.depth == 0 && it.kind == qcow2::ExtentKind::Data && it.host_offset.is_none()
+    };
+    let extents = extents.expect("extents");
+    let compressed = extents.iter().filter(|it| is_compressed(it));
+    compressed.map(|it| it.len_bytes).sum()
+}
+
+/// Each type, cluster size and refcount width, alone and on top of another one: compressed writes mixed with others are
+/// an image that everybody reads, in which QEMU finds nothing wrong, and into which it goes on writing.
+#[test]
+fn what_we_compress_everybody_reads_and_qemu_changes() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let seed = seed::seed("what_we_compress_everybody_reads_and_qemu_changes");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let kinds = [CompressionType::Zlib, CompressionType::Zstd];
+    let mut compressed = 0;
+    for round in 0..CLUSTERS.len() * kinds.len() {
+        let (cluster, kind) = (CLUSTERS[round / 2], kinds[round % 2]);
+        let refcount_bits = 1 << (round % 7);
+        let is_old = kind == CompressionType::Zlib && refcount_bits == 16;
+        let len = rng.usize(800_000..2_000_000) / SECTOR * SECTOR + cluster;
+        let options = CreateOptions {
+            version: if is_old { 2 } else { 3 },
+            cluster_size_bytes: u32::try_from(cluster).expect("a cluster size"),
+            refcount_bits,
+            compression: kind,
+            ..CreateOptions::new(len as u64)
+        };
+        let context = format!("seed={seed} round={round} {options:?}");
+        let folder = Folder::new();
+        let mut disk = Disk::new(len, None);
+        let mut below = None;
+        if round % 3 != 0 {
+            let base = folder.create_with("base", &options, None);
+            (0..10).for_each(|_| send_random(&mut rng, &base, &mut disk, cluster));
+            base.flush().expect("a flush");
+            below = Some(("base", BackingFormat::Qcow2));
+        }
+        let image = folder.create_with("image", &options, below);
+        (0..40).for_each(|_| send_random(&mut rng, &image, &mut disk, cluster));
+        image.flush().expect("a flush");
+        drop(image);
+
+        let path = folder.path("image");
+        let assert_is = |disk: &Disk| {
+            qemu::assert_clean(&path);
+            qemu::assert_reads_like(&path, &folder.write_raw("model", disk));
+            let chain = folder.chain("image", BackingFormat::Qcow2);
+            disk.assert_is(&read_ours(&chain), "our chain", &context);
+            if kind == CompressionType::Zlib {
+                disk.assert_is(&read_imago(&path), "imago", &context);
+            }
+            chain
+        };
+        compressed += compressed_bytes(&assert_is(&disk));
+
+        // QEMU writes over ours, and then we over QEMU's.
+        let mut commands = Vec::new();
+        for _ in 0..20 {
+            let op = disk.random_op(&mut rng, cluster);
+            let sends = op.qemu_io();
+            // Noise is too many arguments, a run each.
+            if sends.len() < 100 {
+                commands.extend(sends);
+                disk.apply(&op);
+            }
+        }
+        qemu_io(&path, false, &commands);
+        assert_is(&disk);
+        let image = folder.open("image", below);
+        (0..20).for_each(|_| send_random(&mut rng, &image, &mut disk, cluster));
+        image.flush().expect("a flush");
+        drop(image);
+        assert_is(&disk);
+    }
+    assert!(compressed > 1 << 20, "seed={seed} compressed={compressed}");
 }
 
 /// Bytes of compressed clusters change: an error or other data, and the error says where.
