@@ -5,6 +5,7 @@
 //! - [`qemu`]: qemu-img as the oracle for every image.
 //! - [`disk`], [`images`]: a disk as it must read, random traces, and all who can read an image.
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
+//! - [`lossy_fs`]: real files on a disk that loses what was not synced.
 //! - [`wire`]: an NBD connection that misbehaves as told.
 
 #![expect(
@@ -16,6 +17,7 @@ pub mod disk;
 
 pub mod hub;
 pub mod images;
+pub mod lossy_fs;
 pub mod peers;
 pub mod qemu;
 pub mod seed;
