@@ -1,7 +1,6 @@
 //! Recording hashes while an image is written, and making a sidecar of them when it is sealed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::error::Error;
 use crate::format::digest::Digest;
@@ -10,7 +9,7 @@ use crate::format::limits::HASH_DIRECTORY_PIECE_BYTES;
 use crate::hashes::layout::{Header, Layout, NOTHING};
 use crate::hashes::{digest, digests, read_sidecar, shorten, sidecar_len, write_sidecar};
 use crate::storage::Storage;
-use crate::sync::AtomicBool;
+use crate::sync::{AtomicBool, Ordering};
 
 /// The hashes of an image that is being written, at their final places in the sidecar. Nothing of it is kept in memory:
 /// the entries of neighbouring clusters lie side by side, and the system's page cache makes few writes of many. Until
