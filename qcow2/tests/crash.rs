@@ -23,15 +23,72 @@ const SECTOR: usize = 512;
 /// written after it under the first table.
 const SNAPSHOT: &[u8] = include_bytes!("data/snapshot.qcow2");
 
-/// Opens `base`.
-struct Base(Vec<u8>);
+/// The image below, which is `base` to others.
+#[derive(Debug, Clone)]
+struct Base {
+    /// What it reads as; empty where there is no image below.
+    bytes: Vec<u8>,
+    file: Vec<u8>,
+    format: BackingFormat,
+}
+
+impl Base {
+    fn none() -> Self {
+        Self::raw(Vec::new())
+    }
+
+    fn raw(bytes: Vec<u8>) -> Self {
+        Self {
+            file: bytes.clone(),
+            bytes,
+            format: BackingFormat::Raw,
+        }
+    }
+
+    /// An image with data, zeroes and a hole.
+    fn qcow2(mut bytes: Vec<u8>) -> Self {
+        bytes.truncate(bytes.len() / SECTOR * SECTOR);
+        let storage = Arc::new(MemoryStorage::new());
+        let options = CreateOptions {
+            cluster_size_bytes: 2048,
+            ..CreateOptions::new(bytes.len() as u64)
+        };
+        let image = Image::create(storage.clone(), &options, None).unwrap();
+        let third = bytes.len() / 3;
+        bytes[third..third * 2].fill(0);
+        image.write(0, &bytes[..third]).unwrap();
+        image.write(third as u64 * 2, &bytes[third * 2..]).unwrap();
+        let zeroes = 5000.min(third);
+        bytes[..zeroes].fill(0);
+        image.write_zeroes(0, zeroes as u64, true).unwrap();
+        image.flush().unwrap();
+        Self {
+            bytes,
+            file: storage.to_bytes(),
+            format: BackingFormat::Qcow2,
+        }
+    }
+
+    fn name(&self) -> Option<BackingName> {
+        (!self.bytes.is_empty()).then(|| BackingName {
+            name: "base".into(),
+            format: Some(self.format),
+        })
+    }
+
+    fn open(&self) -> Option<Arc<Chain>> {
+        let opened = self.open_backing(&self.name()?, "tip").unwrap();
+        let chain = Chain::open(opened.storage, "base", self.format, &Self::none());
+        Some(Arc::new(chain.unwrap()))
+    }
+}
 
 impl Opener for Base {
     fn open_backing(&self, name: &BackingName, _of: &str) -> Result<OpenedBacking, Error> {
         Ok(OpenedBacking {
-            storage: Arc::new(MemoryStorage::with_bytes(self.0.clone())),
+            storage: Arc::new(MemoryStorage::with_bytes(self.file.clone())),
             identity: name.name.clone(),
-            format: BackingFormat::Raw,
+            format: self.format,
         })
     }
 }
@@ -125,8 +182,7 @@ struct Run {
     storage: Arc<FaultyStorage>,
     image: Image,
     parent: Option<Arc<Chain>>,
-    /// Bytes of the raw parent.
-    base: Vec<u8>,
+    base: Base,
     disk: Vec<u8>,
     promises: Vec<Promise>,
     /// Positions before and after the seal.
@@ -137,7 +193,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(storage: Arc<FaultyStorage>, image: Image, base: Vec<u8>, context: String) -> Self {
+    fn new(storage: Arc<FaultyStorage>, image: Image, base: Base, context: String) -> Self {
         let mut disk = vec![0; usize::try_from(image.virtual_size_bytes()).unwrap()];
         image.read(0, &mut disk).unwrap();
         let promise = Promise {
@@ -146,7 +202,7 @@ impl Run {
             later: Vec::new(),
         };
         Self {
-            parent: (!base.is_empty()).then(|| parent(&base)),
+            parent: base.open(),
             storage,
             image,
             base,
@@ -224,7 +280,7 @@ impl Run {
             // What the parent has, of which some need not be stored.
             4..8 => {
                 let mut data = vec![0; len];
-                let below = self.base.get(offset..).unwrap_or_default();
+                let below = self.base.bytes.get(offset..).unwrap_or_default();
                 let common = below.len().min(len);
                 data[..common].copy_from_slice(&below[..common]);
                 self.write(offset, &data);
@@ -256,8 +312,7 @@ impl Run {
 
     /// Reads what is left; the survivor takes writes and is whole again, unless it is sealed.
     fn read(&self, cut: &Arc<dyn Storage>, at: usize, context: &str) -> Vec<u8> {
-        let opener = Base(self.base.clone());
-        let chain = Chain::open(cut.clone(), "tip", BackingFormat::Qcow2, &opener).unwrap();
+        let chain = Chain::open(cut.clone(), "tip", BackingFormat::Qcow2, &self.base).unwrap();
         let seal = chain.layers()[0].1.seal.clone();
         let begun = self.seal.as_ref().is_some_and(|seal| seal.start <= at);
         let done = self.seal.as_ref().is_some_and(|seal| seal.end <= at);
@@ -279,12 +334,6 @@ impl Run {
     }
 }
 
-fn parent(base: &[u8]) -> Arc<Chain> {
-    let storage = Arc::new(MemoryStorage::with_bytes(base.to_vec()));
-    let opener = Base(Vec::new());
-    Arc::new(Chain::open(storage, "base", BackingFormat::Raw, &opener).unwrap())
-}
-
 /// A random trace on a random image, all from one seed.
 fn random_run(seed: u64) -> (Run, Tight) {
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -303,30 +352,27 @@ fn random_run(seed: u64) -> (Run, Tight) {
         Tight::TableCache,
         Tight::RefcountCache,
     ][rng.usize(0..6)];
-    let mut base = Vec::new();
+    let mut base = Base::none();
     if rng.bool() {
         // Shorter or longer than the disk.
         let len = size - 700 + rng.usize(0..1400);
-        base = (0..len).map(|at| at.to_le_bytes()[1] | 1).collect();
+        let bytes = (0..len).map(|at| at.to_le_bytes()[1] | 1).collect();
+        base = [Base::raw, Base::qcow2][rng.usize(0..2)](bytes);
     }
     let options = CreateOptions {
         cluster_size_bytes: cluster,
         version,
         refcount_bits,
-        backing: (!base.is_empty()).then(|| BackingName {
-            name: "base".into(),
-            format: Some(BackingFormat::Raw),
-        }),
+        backing: base.name(),
         ..CreateOptions::new(size as u64)
     };
     let context = format!(
         "SENDENSE_TEST_SEED={seed} cluster={cluster} version={version} \
-         refcount_bits={refcount_bits} parent={} tight={tight:?}",
-        !base.is_empty()
+         refcount_bits={refcount_bits} parent={:?} tight={tight:?}",
+        base.name()
     );
     let storage = Arc::new(FaultyStorage::new());
-    let below = (!base.is_empty()).then(|| parent(&base));
-    let image = Image::create(storage.clone(), &options, below)
+    let image = Image::create(storage.clone(), &options, base.open())
         .unwrap()
         .with_elision(Elision::Read)
         .with_memory_limits(tight.limits());
@@ -393,7 +439,7 @@ fn small_caches_are_emptied_and_filled_again() {
         let image = Image::create(storage.clone(), &options, None)
             .unwrap()
             .with_memory_limits(tight.limits());
-        let mut run = Run::new(storage, image, Vec::new(), format!("{tight:?}"));
+        let mut run = Run::new(storage, image, Base::none(), format!("{tight:?}"));
         for _ in 0..150 {
             run.random_request(&mut rng, 20_000);
         }
@@ -442,7 +488,7 @@ fn a_cut_while_the_refcount_table_moves() {
     };
     let old_place = table_at();
     let context = format!("SENDENSE_TEST_SEED={seed}");
-    let mut run = Run::new(storage.clone(), image, Vec::new(), context);
+    let mut run = Run::new(storage.clone(), image, Base::none(), context);
     run.write(0, &[1; CLUSTERS * 512]);
     run.flush();
     // Let go and written again without a flush: the clusters from before are not free yet.
@@ -477,7 +523,7 @@ fn a_cut_never_damages_a_snapshot() {
         let storage = Arc::new(FaultyStorage::with_bytes(SNAPSHOT.to_vec()));
         let image = Image::open(storage.clone(), None).unwrap();
         let context = format!("SENDENSE_TEST_SEED={seed}");
-        let mut run = Run::new(storage, image, Vec::new(), context);
+        let mut run = Run::new(storage, image, Base::none(), context);
         for _ in 0..rng.usize(5..30) {
             run.random_request(&mut rng, 4000);
         }
@@ -498,7 +544,7 @@ fn read_snapshot(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.copy_within(at + 8..at + 12, 36);
     bytes.copy_within(at..at + 8, 40);
     let storage = Arc::new(MemoryStorage::with_bytes(bytes));
-    let opener = Base(Vec::new());
+    let opener = Base::none();
     let chain = Chain::open(storage, "snapshot", BackingFormat::Qcow2, &opener).unwrap();
     let mut read = vec![0; usize::try_from(chain.virtual_size_bytes()).unwrap()];
     chain.read(0, &mut read).unwrap();
@@ -583,71 +629,4 @@ fn requests_on_one_cluster_do_not_lose_each_other() {
         let report = check(&*storage).unwrap();
         assert!(report.is_clean(), "{report:?}");
     }
-}
-
-/// A cluster is dropped as a whole while others write parts of it, freed by flushes and taken by writes elsewhere: no
-/// write may land in a cluster that has a new owner.
-#[test]
-fn a_freed_cluster_is_not_written_by_its_former_owner() {
-    const CLUSTER: usize = 4096;
-    const SHARED: usize = 32;
-    let storage = Arc::new(FaultyStorage::new());
-    let options = CreateOptions {
-        cluster_size_bytes: 4096,
-        ..CreateOptions::new((CLUSTER * SHARED * 8) as u64)
-    };
-    let image = Image::create(storage.clone(), &options, None).unwrap();
-    let at = |cluster: usize| (cluster * CLUSTER) as u64;
-    for round in 1..=7_usize {
-        let start = std::sync::Barrier::new(4);
-        std::thread::scope(|scope| {
-            let (image, start) = (&image, &start);
-            scope.spawn(move || {
-                start.wait();
-                for _ in 0..8 {
-                    for cluster in 0..SHARED {
-                        image.write(at(cluster) + 512, &[0xaa; 512]).unwrap();
-                    }
-                }
-            });
-            scope.spawn(move || {
-                start.wait();
-                for _ in 0..8 {
-                    for cluster in 0..SHARED {
-                        image.write_zeroes(at(cluster), 4096, false).unwrap();
-                    }
-                }
-            });
-            scope.spawn(move || {
-                start.wait();
-                for cluster in 0..SHARED {
-                    let own = at(round * SHARED + cluster);
-                    image.write(own, &[0xbb; CLUSTER]).unwrap();
-                }
-            });
-            scope.spawn(move || {
-                start.wait();
-                for _ in 0..40 {
-                    image.flush().unwrap();
-                }
-            });
-        });
-        let mut read = [0; CLUSTER];
-        for cluster in 0..SHARED {
-            image.read(at(cluster), &mut read).unwrap();
-            let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-            assert!(
-                zero(&read[..512]) && zero(&read[1024..]),
-                "cluster={cluster}"
-            );
-            assert!(read[512..1024] == [0xaa; 512] || zero(&read[512..1024]));
-            for owner in 1..=round {
-                image.read(at(owner * SHARED + cluster), &mut read).unwrap();
-                assert!(read == [0xbb; CLUSTER], "round={round} owner={owner}");
-            }
-        }
-    }
-    image.flush().unwrap();
-    let report = check(&*storage).unwrap();
-    assert!(report.is_clean(), "{report:?}");
 }
