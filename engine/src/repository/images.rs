@@ -134,8 +134,9 @@ impl Repository {
         ))
     }
 
-    /// Makes an empty partial image, on top of a published one if `parent` is given. The file is locked against every
-    /// other process that asks with `flock`, for as long as the image is open.
+    /// Makes an empty partial image, on top of a published one if `parent` is given, and the partial sidecar that takes
+    /// its hashes. The files are locked against every other process that asks with `flock`, for as long as the image is
+    /// open.
     pub(crate) fn create_image(
         &self,
         image: &ImagePath,
@@ -145,17 +146,14 @@ impl Repository {
         let what = "failed to create image";
         let details = || format!("image={}", image.partial());
         let below = parent
-            .map(|parent| self.open_chain(parent).map(Arc::new))
+            .map(|parent| self.open_parent(parent).map(Arc::new))
             .transpose()?;
-        let file = self
-            .root
-            .create_file(&image.partial())
-            .map_err(|e| file_error(what, details(), e))?;
-        lock(&file).map_err(|error| file_error(what, details(), error))?;
-        let mut storage: Arc<dyn Storage> = Arc::new(FileStorage::new(file));
-        if let Some(wrapper) = &self.wrapper {
-            storage = wrapper(storage);
-        }
+        let create = |name: &str| {
+            self.create_locked(name)
+                .map_err(|error| file_error(what, format!("file={name}"), error))
+        };
+        let storage = create(&image.partial())?;
+        let hashes = create(&image.hashes_partial())?;
         let options = CreateOptions {
             cluster_size_bytes: IMAGE_CLUSTER_BYTES,
             backing: parent.map(|parent| BackingName {
@@ -165,13 +163,26 @@ impl Repository {
             ..CreateOptions::new(virtual_size_bytes)
         };
         let created = Image::create(storage, &options, below)
+            // Published images do not change, so that what they have need not be stored again.
+            .map(|image| image.with_elision(Elision::Hash))
+            .and_then(|image| image.with_hashes(hashes))
             .map_err(|error| image_error(what, details(), error))?;
-        // Published images do not change, so that what they have need not be stored again.
-        Ok(Arc::new(created.with_elision(Elision::Read)))
+        Ok(Arc::new(created))
     }
 
-    /// Makes an image complete and durable under its partial name, with its seal and its manifest. The image takes no
-    /// writes afterwards. `manifest` is asked after the seal, when the size of the file is final.
+    /// Makes a file that a backup writes.
+    fn create_locked(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        let file = self.root.create_file(name)?;
+        lock(&file)?;
+        let storage: Arc<dyn Storage> = Arc::new(FileStorage::new(file));
+        Ok(match &self.wrapper {
+            Some(wrapper) => wrapper(storage),
+            None => storage,
+        })
+    }
+
+    /// Makes an image complete and durable under its partial name, with its hashes, its seal and its manifest. The image
+    /// takes no writes afterwards. `manifest` is asked after the seal, when the size of the file is final.
     pub(crate) fn seal_image(
         &self,
         path: &ImagePath,
@@ -196,24 +207,31 @@ impl Repository {
     }
 
     /// Gives a sealed image and what stands beside it their final names, durably. The image comes last: once it has its
-    /// name, everything has. An image that is published already is fine.
+    /// name, everything has, also after a loss of power. An image that is published already is fine.
     pub(crate) fn publish_image(&self, path: &ImagePath) -> Result<(), Error> {
-        let names = [
-            (path.hashes_partial(), path.hashes(), Needed::IfThere),
-            (path.manifest_partial(), path.manifest(), Needed::Always),
-            (path.partial(), path.published().to_owned(), Needed::Always),
-        ];
+        let hashes = match self.image_state(path)? {
+            ImageState::Partial(Some(seal)) if seal.hashes.is_some() => Needed::Always,
+            // An image of an older hub, or one that is published: nothing is left to be done.
+            _ => Needed::IfThere,
+        };
+        let (manifest, image) = (path.manifest(), path.published());
         self.refuse_taken_name(path)
-            .and_then(|()| {
-                names
-                    .iter()
-                    .try_for_each(|(from, to, needed)| self.rename_once(from, to, *needed))
-            })
+            .and_then(|()| self.rename_once(&path.hashes_partial(), &path.hashes(), hashes))
+            .and_then(|()| self.rename_once(&path.manifest_partial(), &manifest, Needed::Always))
             .and_then(|()| self.root.sync_directory(path.directory()))
-            .map_err(|error| {
-                let details = format!("image={}", path.published());
-                file_error("failed to publish image", details, error)
+            .and_then(|()| self.rename_once(&path.partial(), image, Needed::Always))
+            .and_then(|()| self.root.sync_directory(path.directory()))
+            .map_err(|error| file_error("failed to publish image", format!("image={image}"), error))
+    }
+
+    /// Whether the sidecar that the seal of an image names is there, partial or published; also if it names none.
+    pub(crate) fn has_its_hashes(&self, path: &ImagePath, seal: &Seal) -> Result<bool, Error> {
+        let exists = |name: String| {
+            self.root.exists(&name).map_err(|error| {
+                file_error("failed to look for hashes", format!("file={name}"), error)
             })
+        };
+        Ok(seal.hashes.is_none() || exists(path.hashes())? || exists(path.hashes_partial())?)
     }
 
     /// Removes files of an image, durably, and folders that are empty then. What is gone already is fine.
@@ -303,6 +321,15 @@ impl Repository {
 
     /// Opens a published point: its image and everything below.
     pub(crate) fn open_chain(&self, path: &ImagePath) -> Result<Chain, Error> {
+        self.open_with(path, &RepositoryOpener::new(&self.root))
+    }
+
+    /// As `open_chain`, with the hashes beside its images: what a new image on top is compared with.
+    fn open_parent(&self, path: &ImagePath) -> Result<Chain, Error> {
+        self.open_with(path, &RepositoryOpener::with_hashes(&self.root))
+    }
+
+    fn open_with(&self, path: &ImagePath, opener: &RepositoryOpener<'_>) -> Result<Chain, Error> {
         let what = "failed to open image";
         let details = || format!("image={}", path.published());
         let file = self
@@ -315,9 +342,8 @@ impl Repository {
                 }
                 _ => file_error(what, details(), error),
             })?;
-        let opener = RepositoryOpener::new(&self.root);
         let storage = Arc::new(FileStorage::new(file));
-        Chain::open(storage, path.published(), BackingFormat::Qcow2, &opener)
+        Chain::open(storage, path.published(), BackingFormat::Qcow2, opener)
             .map_err(|error| image_error(what, details(), error))
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! {root}/{vm context}/disk-{n}/backup-{vm}-disk{n}-{YYYYMMDD-HHMMSS}[-suffix].qcow2        a published image
 //!                              ….qcow2.json       its manifest
-//!                              ….qcow2.hashes     reserved for cluster hashes: moved and removed with the image, not written yet
+//!                              ….qcow2.hashes     the hashes of its clusters, which its seal names; images of older hubs have none
 //!                              ….qcow2.partial    (and .json.partial, .hashes.partial) while it is written
 //! ```
 //!
@@ -93,7 +93,7 @@ impl ImagePath {
 
     /// The name of the hash sidecar beside the image.
     pub(crate) fn hashes(&self) -> String {
-        format!("{}.hashes", self.0)
+        hashes_of(&self.0)
     }
 
     /// The name of the hash sidecar before publication.
@@ -125,6 +125,11 @@ impl ImagePath {
         parts.extend(to);
         parts.join("/")
     }
+}
+
+/// The name of the hash sidecar beside an image.
+pub(crate) fn hashes_of(image: &str) -> String {
+    format!("{image}.hashes")
 }
 
 /// Resolves the backing name that the image `of` (relative to `root`) records: relative names beside

@@ -57,6 +57,9 @@ pub(crate) struct ImageFacts {
     /// As the header has it: relative to the image.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) backing_file: Option<String>,
+    /// The root of the hash sidecar beside it, in hexadecimal; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) hashes_root: Option<String>,
 }
 
 /// Each received byte is in exactly one of the other three.

@@ -4,19 +4,32 @@ use std::sync::Arc;
 
 use qcow2::{BackingFormat, BackingName, ErrorKind, FileStorage, OpenedBacking, Opener, Storage};
 
-use super::layout::resolve_backing;
+use super::layout::{hashes_of, resolve_backing};
 use super::root::Root;
 
 /// Resolves backing names below a [`Root`]. An identity is a file's name relative to the root.
 #[derive(Debug)]
 pub(crate) struct RepositoryOpener<'a> {
     root: &'a Root,
+    /// Sidecars are files that stay open; only who asks for hashes needs them.
+    with_hashes: bool,
 }
 
 impl<'a> RepositoryOpener<'a> {
     /// An opener for images that are known by their name relative to `root`.
     pub(crate) fn new(root: &'a Root) -> Self {
-        Self { root }
+        Self {
+            root,
+            with_hashes: false,
+        }
+    }
+
+    /// As `new`, and opens the hashes beside the images, too.
+    pub(crate) fn with_hashes(root: &'a Root) -> Self {
+        Self {
+            root,
+            with_hashes: true,
+        }
     }
 }
 
@@ -39,6 +52,18 @@ impl Opener for RepositoryOpener<'_> {
             identity,
             format: name.format.unwrap_or(BackingFormat::Qcow2),
         })
+    }
+
+    fn open_hashes(&self, of: &str) -> Option<Arc<dyn Storage>> {
+        if !self.with_hashes {
+            return None;
+        }
+        // Without its sidecar a point is compared byte by byte: that is slower, and as right.
+        let file = self.root.open_file(&hashes_of(of));
+        let file = file.inspect_err(|error| {
+            tracing::warn!(image = of, %error, "an image has lost its hashes");
+        });
+        Some(Arc::new(FileStorage::new(file.ok()?)))
     }
 }
 

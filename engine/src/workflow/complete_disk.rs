@@ -1,7 +1,7 @@
 //! Completes one disk: its data is durable and sealed when this returns. The last disk publishes the backup.
 //!
 //! ```text
-//! stop writes ─▶ drain ─▶ flush ─▶ seal, manifest, fsync ─▶ row completed ─▶ (last disk) publish
+//! stop writes ─▶ drain ─▶ flush ─▶ hashes, seal, manifest, fsync ─▶ row completed ─▶ (last disk) publish
 //! ```
 //! Clients repeat the call, race it, and keep their connections open while they make it.
 
@@ -121,6 +121,7 @@ async fn seal_image(
             .as_ref()
             .map(|parent| parent.backup_id.to_string()),
         change_id: Some(change_id.to_string()),
+        // The image knows them when it is sealed.
         hashes: None,
     };
     let mut manifest = manifest(job, disk, change_id, hub.clock.now())?;
@@ -137,6 +138,11 @@ async fn seal_image(
                 virtual_size: info.virtual_size_bytes,
                 cluster_size: info.cluster_size_bytes,
                 backing_file: info.backing.as_ref().map(|backing| backing.name.clone()),
+                hashes_root: info
+                    .seal
+                    .as_ref()
+                    .and_then(|seal| seal.hashes)
+                    .map(|root| root.to_string()),
             };
             manifest
         })
@@ -181,6 +187,7 @@ fn manifest(
             virtual_size: 0,
             cluster_size: 0,
             backing_file: None,
+            hashes_root: None,
         },
         counters: Counters {
             received_bytes: counters.received_bytes,

@@ -129,7 +129,7 @@ fn image_paths(repository: &Repository, job: &UnfinishedJob) -> Result<Vec<Image
         .collect()
 }
 
-/// Whether every image of the backup is there, partial or published, with its seal.
+/// Whether every image of the backup is there, partial or published, with its seal and the hashes that this names.
 async fn all_sealed(
     repository: &Arc<Repository>,
     id: &BackupId,
@@ -143,7 +143,10 @@ async fn all_sealed(
             else {
                 return Ok(false);
             };
-            if seal.is_none_or(|seal| seal.point_id != id.as_str()) {
+            let Some(seal) = seal.filter(|seal| seal.point_id == id.as_str()) else {
+                return Ok(false);
+            };
+            if !repository.has_its_hashes(path, &seal)? {
                 return Ok(false);
             }
         }

@@ -106,6 +106,7 @@ fn assert_recovered(step: Step, nth: usize, finishes: bool) {
             .filter(|name| name.contains("partial"))
             .collect();
         assert!(leftovers.is_empty(), "{what} {leftovers:?}");
+        world.assert_hashed(&what);
         world.assert_point(&engine, &base, &old).await;
         let newest = completed[0].id.clone();
         world

@@ -68,6 +68,13 @@ impl World {
 
     /// Names of all files of the repository, sorted.
     pub(super) fn files(&self) -> Vec<String> {
+        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        let mut found: Vec<_> = self.paths().into_iter().map(name).collect();
+        found.sort();
+        found
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.repository()];
         while let Some(folder) = folders.pop() {
@@ -76,12 +83,16 @@ impl World {
                 if path.is_dir() {
                     folders.push(path);
                 } else {
-                    found.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+                    found.push(path);
                 }
             }
         }
-        found.sort();
         found
+    }
+
+    pub(super) fn image_paths(&self) -> Vec<PathBuf> {
+        let is_image = |path: &PathBuf| path.extension().is_some_and(|it| it == "qcow2");
+        self.paths().into_iter().filter(is_image).collect()
     }
 
     pub(super) fn images(&self) -> Vec<String> {
@@ -89,6 +100,32 @@ impl World {
             .into_iter()
             .filter(|name| name.ends_with(".qcow2"))
             .collect()
+    }
+
+    /// Every published image has its hashes, they and the manifest are those of the image, and nothing else is there.
+    pub(super) fn assert_hashed(&self, what: &str) {
+        let files = self.files();
+        let ending = |end: &str| files.iter().filter(|name| name.ends_with(end)).count();
+        let images = self.image_paths();
+        assert_eq!(ending(".hashes"), images.len(), "{what} {files:?}");
+        for image in images {
+            let beside = |end: &str| PathBuf::from(format!("{}.{end}", image.display()));
+            let open = |path: &Path| {
+                let file = std::fs::File::open(path).unwrap();
+                Arc::new(qcow2::FileStorage::new(file))
+            };
+            let hashes = open(&beside("hashes"));
+            let root = qcow2::Hashes::open(hashes.clone()).unwrap().root();
+            let manifest = std::fs::read(beside("json")).unwrap();
+            let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+            assert_eq!(
+                manifest["qcow2_info"]["hashes_root"],
+                root.to_string(),
+                "{what}"
+            );
+            let report = qcow2::verify(open(&image), hashes, qcow2::Subset::ALL).unwrap();
+            assert_eq!(report.damages, [], "{what} {}", image.display());
+        }
     }
 
     /// Writes the disk of a point to a file and returns what is in it.
