@@ -6,6 +6,7 @@ mod files;
 mod image;
 mod serve;
 mod source;
+mod verify;
 
 pub use image::{
     CheckReport, CompressionType, ConvertImage, Converted, CreateImage, ImageFacts, MapExtent,
@@ -13,6 +14,7 @@ pub use image::{
 };
 pub use serve::{Device, NamedDevice, Server, serve};
 pub use source::{ImageFormat, Source};
+pub use verify::{Damage, DamageKind, Verified, VerifiedFile, VerifyReport, verify};
 
 pub(crate) use copy::{compare_devices, copy_data};
 pub(crate) use files::{NewFile, RawFile};

@@ -10,6 +10,7 @@ mod convert;
 mod create;
 mod info;
 mod map;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,13 +35,14 @@ enum Verb {
     Info(info::Info),
     Check(check::Check),
     Map(map::Map),
+    Verify(verify::Verify),
     Changes(changes::Changes),
     Compare(compare::Compare),
     Convert(convert::Convert),
 }
 
 impl Image {
-    /// Exit status: 0 and 1 as everywhere; `check` and `compare` say theirs.
+    /// Exit status: 0 and 1 as everywhere; `check`, `compare` and `verify` say theirs.
     pub(crate) async fn run(self) -> ExitCode {
         let common = &self.common;
         if let Err(error) = logging::start("warn") {
@@ -56,6 +58,7 @@ impl Image {
             Verb::Check(verb) => verb.run(common).await,
             Verb::Map(verb) => done(verb.run(common).await),
             Verb::Changes(verb) => done(verb.run(common).await),
+            Verb::Verify(verb) => verb.run(common).await,
             Verb::Compare(verb) => verb.run(common).await,
             Verb::Convert(verb) => done(verb.run(common).await),
         }
