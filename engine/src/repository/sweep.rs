@@ -91,9 +91,12 @@ mod tests {
         for name in [
             "c/disk-0/a.qcow2.partial",
             "c/disk-0/a.qcow2.json.partial",
+            "c/disk-0/a.qcow2.hashes.partial",
             "c/disk-0/b.qcow2.partial",
+            "c/disk-0/b.qcow2.hashes.partial",
             "c/disk-0/lost.qcow2",
             "c/disk-0/lost.qcow2.json",
+            "c/disk-0/lost.qcow2.hashes",
             "c/disk-0/known.qcow2",
             "notes.txt",
             "notes.partial",
@@ -105,11 +108,12 @@ mod tests {
         let report = repository.sweep(&known, &written).unwrap();
         assert_eq!(
             report.removed,
-            ["c/disk-0/a.qcow2.json.partial", "c/disk-0/a.qcow2.partial"]
+            ["hashes.partial", "json.partial", "partial"]
+                .map(|end| format!("c/disk-0/a.qcow2.{end}"))
         );
         assert_eq!(report.unknown, ["c/disk-0/lost.qcow2"]);
         assert!(report.kept.is_empty());
-        assert_eq!(repository.root().files().unwrap().len(), 6);
+        assert_eq!(repository.root().files().unwrap().len(), 8);
         assert_eq!(
             repository.sweep(&known, &written).unwrap().removed,
             Vec::<String>::new()

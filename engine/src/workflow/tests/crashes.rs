@@ -64,18 +64,30 @@ async fn increment_all(engine: Engine, old: Vec<Vec<u8>>, new: Vec<Vec<u8>>) {
     increment(&engine, &old, &new, 2).await;
 }
 
-/// After the crash at `step`: the base is whole, and there are `points` completed points, the last of which reads as `new`.
+/// After the crash at `step`: the base is whole, nothing is half there, and the increment is there if it `finishes`.
 fn assert_recovered(step: Step, nth: usize, finishes: bool) {
+    let what = format!("step={step:?} nth={nth}");
+    assert_recovered_after(step, nth, finishes, &what, |_| {});
+}
+
+/// As `assert_recovered`, where `meddle` makes of the files what the crash has left of them.
+fn assert_recovered_after(
+    step: Step,
+    nth: usize,
+    finishes: bool,
+    what: &str,
+    meddle: impl FnOnce(&World),
+) {
     let (world, old, base) = world_with_a_point(40);
     let new: Vec<_> = old
         .iter()
         .map(|disk| changed(&mut seeded(41), disk))
         .collect();
-    let what = format!("step={step:?} nth={nth}");
     let (first, second) = (old.clone(), new.clone());
     die_at(&world, step, nth, |engine| {
         increment_all(engine, first, second)
     });
+    meddle(&world);
     run(async {
         let engine = world.open().await;
         let backups = engine.backups(BackupFilter::default()).await.unwrap();
@@ -106,7 +118,7 @@ fn assert_recovered(step: Step, nth: usize, finishes: bool) {
             .filter(|name| name.contains("partial"))
             .collect();
         assert!(leftovers.is_empty(), "{what} {leftovers:?}");
-        world.assert_hashed(&what);
+        world.assert_hashed(what);
         world.assert_point(&engine, &base, &old).await;
         let newest = completed[0].id.clone();
         world
@@ -151,13 +163,40 @@ fn a_publication_that_was_cut_short_is_finished() {
 }
 
 #[test]
+fn a_crash_between_the_renames_of_an_image_is_finished_or_undone() {
+    let cases = [
+        (1, true),
+        (2, true),
+        (3, true),
+        (0, false),
+        (1, false),
+        (3, false),
+    ];
+    for (renamed, finishes) in cases {
+        let what = format!("renamed={renamed} finishes={finishes}");
+        assert_recovered_after(Step::PublishIntended, 1, finishes, &what, |world| {
+            let images = find(&world.repository(), ".qcow2.partial");
+            let [one, other] = images.try_into().unwrap();
+            let (one, other) = (one.with_extension(""), other.with_extension(""));
+            for end in [".hashes", ".json", ""].into_iter().take(renamed) {
+                let name = format!("{}{end}", one.display());
+                std::fs::rename(format!("{name}.partial"), name).unwrap();
+            }
+            if !finishes {
+                std::fs::remove_file(format!("{}.hashes.partial", other.display())).unwrap();
+            }
+        });
+    }
+}
+
+#[test]
 fn a_publication_that_lost_an_image_is_undone() {
     let (world, old, base) = world_with_a_point(50);
     let new: Vec<_> = old
         .iter()
         .map(|disk| changed(&mut seeded(51), disk))
         .collect();
-    let before = world.images();
+    let before = world.files();
     let (first, second) = (old.clone(), new);
     die_at(&world, Step::OnePublished, 1, |engine| {
         increment_all(engine, first, second)
@@ -167,7 +206,7 @@ fn a_publication_that_lost_an_image_is_undone() {
     std::fs::remove_file(&partial[0]).unwrap();
     run(async {
         let engine = world.open().await;
-        assert_eq!(world.images(), before);
+        assert_eq!(world.files(), before);
         let backups = engine.backups(BackupFilter::default()).await.unwrap();
         assert_eq!(backups[0].status, JobStatus::Failed);
         assert!(

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nbd_server::{ErrorCode, Export};
@@ -17,12 +17,16 @@ use crate::*;
 struct Broken {
     inner: Arc<dyn Storage>,
     faults: Arc<Faults>,
+    is_sidecar: bool,
 }
 
 #[derive(Debug)]
 struct Faults {
     room_bytes: AtomicU64,
     sync_fails: AtomicBool,
+    /// Only the files that take hashes have the faults.
+    spares_images: AtomicBool,
+    made: AtomicUsize,
 }
 
 impl Faults {
@@ -30,6 +34,8 @@ impl Faults {
         Arc::new(Self {
             room_bytes: AtomicU64::new(u64::MAX),
             sync_fails: AtomicBool::new(false),
+            spares_images: AtomicBool::new(false),
+            made: AtomicUsize::new(0),
         })
     }
 
@@ -39,6 +45,8 @@ impl Faults {
             Arc::new(Broken {
                 inner,
                 faults: Arc::clone(&faults),
+                // An image is made first, then the sidecar that takes its hashes.
+                is_sidecar: faults.made.fetch_add(1, Ordering::SeqCst) % 2 == 1,
             }) as Arc<dyn Storage>
         };
         Hooks {
@@ -48,12 +56,18 @@ impl Faults {
     }
 }
 
+impl Broken {
+    fn is_hit(&self) -> bool {
+        self.is_sidecar || !self.faults.spares_images.load(Ordering::SeqCst)
+    }
+}
+
 impl Storage for Broken {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.inner.read_at(offset, into)
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let len = data.len() as u64;
+        let len = if self.is_hit() { data.len() as u64 } else { 0 };
         let room =
             self.faults
                 .room_bytes
@@ -70,7 +84,7 @@ impl Storage for Broken {
         self.inner.set_len(len_bytes)
     }
     fn sync(&self) -> io::Result<()> {
-        if self.faults.sync_fails.load(Ordering::SeqCst) {
+        if self.is_hit() && self.faults.sync_fails.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is on fire"));
         }
         self.inner.sync()
@@ -158,6 +172,54 @@ async fn a_sync_that_fails_while_completing_fails_the_job() {
         .unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     assert_failed(&world, &engine, id, "failed to seal image").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hashes_that_cannot_be_kept_fail_the_job() {
+    for is_full in [true, false] {
+        let faults = Faults::new();
+        let (world, engine) = world_with(&faults).await;
+        faults.spares_images.store(true, Ordering::SeqCst);
+        let started = start(&engine, RequestedType::Full).await;
+        let id = &started.backup.id;
+        let kind = if is_full {
+            faults.room_bytes.store(0, Ordering::SeqCst);
+            ErrorKind::NoSpace
+        } else {
+            faults.sync_fails.store(true, Ordering::SeqCst);
+            ErrorKind::Unavailable
+        };
+        // The client's data is taken, whatever becomes of its hash.
+        write(
+            &connect(&engine, &started.disks[0]).await,
+            0,
+            &[1; 64 * KIB],
+        )
+        .await;
+        let error = engine
+            .complete_disk(completion(id, 0, "a/1"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert_failed(&world, &engine, id, "failed to seal image").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hashes_that_were_lost_on_the_way_are_made_again() {
+    let faults = Faults::new();
+    let (world, engine) = world_with(&faults).await;
+    faults.spares_images.store(true, Ordering::SeqCst);
+    let disks = disks(&mut seeded(31));
+    let started = start(&engine, RequestedType::Full).await;
+    faults.room_bytes.store(100, Ordering::SeqCst);
+    for (prepared, content) in started.disks.iter().zip(&disks) {
+        push_everything(&connect(&engine, prepared).await, content).await;
+    }
+    faults.room_bytes.store(u64::MAX, Ordering::SeqCst);
+    let id = finish(&engine, &started, 1).await;
+    world.assert_hashed("after a full disk");
+    world.assert_point(&engine, &id, &disks).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

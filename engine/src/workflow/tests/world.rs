@@ -108,6 +108,7 @@ impl World {
         let ending = |end: &str| files.iter().filter(|name| name.ends_with(end)).count();
         let images = self.image_paths();
         assert_eq!(ending(".hashes"), images.len(), "{what} {files:?}");
+        assert_eq!(files.len(), 3 * images.len(), "{what} {files:?}");
         for image in images {
             let beside = |end: &str| PathBuf::from(format!("{}.{end}", image.display()));
             let open = |path: &Path| {
