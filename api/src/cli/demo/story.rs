@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use backup_client::{BackupOptions, BackupReport, BackupType, Silent, SourceSpec};
-use engine::{BackupId, Comparison, DiskIndex, Engine};
+use engine::standalone::{self, Verified};
+use engine::{BackupId, ChainLayer, Comparison, DiskIndex, Engine};
 
 use super::disks::{Contents, DemoDisk, Filesystem};
 use super::report::{self, line, percent, rate, size, step};
@@ -74,7 +75,9 @@ pub(super) async fn tell(folder: &Path, images: &[PathBuf], serve: bool) -> Resu
     step(5 + INCREMENTS, "The chains");
     for index in disk_indexes(&disks)? {
         let tip = &points.last().context("a demo has points")?.id;
-        report::chain(index, &hub.engine().chain_layers(tip, index).await?);
+        let layers = hub.engine().chain_layers(tip, index).await?;
+        report::chain(index, &layers);
+        verify_hashes(&layers).await?;
     }
 
     step(6 + INCREMENTS, "What it took");
@@ -265,6 +268,26 @@ async fn verify(engine: &Engine, number: usize, point: &Point) -> Result<()> {
         "   point {number} ({}): {} equal, {rate}",
         point.id,
         size(compared)
+    ));
+    Ok(())
+}
+
+/// Reads every file of a chain, and so of every point of a disk, against the hashes beside it.
+async fn verify_hashes(layers: &[ChainLayer]) -> Result<()> {
+    let tip = layers.first().context("a chain has a tip")?;
+    let files = standalone::verify(Path::new(&tip.path), None).await?;
+    let mut clusters = 0;
+    for file in &files {
+        match &file.outcome {
+            Verified::Compared(report) if report.damaged_clusters == 0 => {
+                clusters += report.checked_clusters;
+            }
+            found => bail!("{} failed by its hashes: {found:?}", file.path.display()),
+        }
+    }
+    let count = files.len();
+    line(&format!(
+        "   verified by hashes: {clusters} clusters of {count} images"
     ));
     Ok(())
 }
