@@ -31,7 +31,7 @@ pub(super) fn repair(walker: &Walker<'_>) -> Result<(), Error> {
     each_wrong(walker, |wrong| {
         // Eight bytes within a sector: an entry is old or new, whenever the power fails.
         let entry = with_copied(wrong.raw, wrong.refcount == 1);
-        storage::write(walker.storage, wrong.at, &entry.to_be_bytes())
+        storage::write(walker.storage, wrong.at, &wire::table_bytes(&[entry]))
     })
 }
 

@@ -9,7 +9,7 @@ use crate::format::feature::{INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
 use crate::format::geometry::{HostCluster, HostOffset, to_u64};
 use crate::format::header::{Header, INCOMPATIBLE_AT};
 use crate::format::limits::CHECK_WINDOW_CLUSTERS;
-use crate::format::refcount;
+use crate::format::{refcount, wire};
 use crate::image::open_file;
 use crate::storage::{self, Storage};
 
@@ -153,7 +153,7 @@ fn clear_bits(storage: &dyn Storage, header: &Header) -> Result<(), Error> {
     let cleared = header.incompatible & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT);
     if cleared != header.incompatible {
         let at = HostOffset(INCOMPATIBLE_AT);
-        storage::write(storage, at, &cleared.to_be_bytes())?;
+        storage::write(storage, at, &wire::table_bytes(&[cleared]))?;
         storage::sync(storage)?;
     }
     Ok(())
