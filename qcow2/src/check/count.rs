@@ -140,6 +140,7 @@ impl Window {
                 "cluster is leaked: offset={offset:#x} refcount={counted} references={used}"
             ));
         } else if overlaps && kinds & TOLD == 0 {
+            report.overlaps += 1;
             report.corruption(format!(
                 "cluster is used for several things: offset={offset:#x} references={used}"
             ));

@@ -76,7 +76,7 @@ fn each_wrong(
             let words = geometry.l2_entry_words();
             let entries = (l1.at.0..).step_by(8).zip(wire::table(&table));
             for (at, raw) in entries.step_by(words) {
-                let entry = L2Ref::parse(raw, header.version, geometry);
+                let entry = L2Ref::parse(raw, None, header.version, geometry);
                 if let Target::Cluster(cluster) = entry.target {
                     look(HostOffset(at), raw, entry.copied, cluster)?;
                 }

@@ -28,6 +28,8 @@ pub use repair::{Repair, RepairReport, repair};
 pub struct CheckReport {
     /// Findings after which the image must not be written, perhaps not be read.
     pub corruptions: u64,
+    /// Those of them that are clusters in use for several things and counted for each: `qemu-img check` passes over them.
+    pub overlaps: u64,
     /// Clusters that are counted more often than they are used: space, not data, is lost.
     pub leaks: u64,
     /// The first findings, as sentences.

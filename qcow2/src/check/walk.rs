@@ -12,7 +12,7 @@ use crate::format::limits::{
     MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES,
 };
 use crate::format::suspect::{L2Ref, TableRef, Target};
-use crate::format::{subcluster, wire};
+use crate::format::wire;
 use crate::image::Opened;
 use crate::storage::{self, Storage};
 
@@ -285,19 +285,21 @@ impl<'a> Walker<'a> {
             .chunks_exact(self.geometry.l2_entry_words())
             .enumerate()
         {
-            let raw = words[0];
-            if let [raw, bitmap] = *words
-                && let Err(error) = subcluster::parse([raw, bitmap], &self.geometry)
-            {
-                visitor.facts().incomplete = true;
-                visitor.corrupt(error.to_string());
-            }
-            let entry = L2Ref::parse(raw, self.header.version, &self.geometry);
+            let (raw, subclusters) = (words[0], words.get(1).copied());
+            let entry = L2Ref::parse(raw, subclusters, self.header.version, &self.geometry);
             let told =
                 |what: &str| format!("{what}: table={:#x} index={index} entry={raw:#x}", at.0);
             if entry.reserved {
                 visitor.facts().incomplete = true;
                 visitor.corrupt(told("L2 entry has reserved bits set"));
+            }
+            if entry.torn {
+                visitor.facts().incomplete = true;
+                visitor.corrupt(format!(
+                    "{}: subclusters={:#x}",
+                    told("extended L2 entry has subclusters that cannot be"),
+                    subclusters.unwrap_or(0)
+                ));
             }
             match entry.target {
                 Target::Nothing => {}
@@ -315,6 +317,10 @@ impl<'a> Walker<'a> {
                 Target::Compressed { at, len_bytes } => {
                     if entry.copied {
                         visitor.corrupt(told("compressed cluster claims to be the only one"));
+                    }
+                    if entry.torn {
+                        // It has no subclusters: whatever this is, its place may mean something else.
+                        continue;
                     }
                     self.refer(Kind::Data, "compressed cluster", at, len_bytes, visitor);
                     if active {
@@ -392,6 +398,7 @@ impl<'a> Walker<'a> {
         let end = start.saturating_add(len_bytes);
         if count == 0
             || count > MAX_BITMAPS
+            || wire::u32_at(extension, 4) != 0
             || len_bytes > MAX_BITMAP_DIRECTORY_BYTES
             || !self.geometry.is_aligned(HostOffset(start))
             || end > self.file_len

@@ -9,6 +9,8 @@ const L1_RESERVED: u64 = !(OFFSET_MASK | COPIED);
 const L2_RESERVED: u64 = !(OFFSET_MASK | COPIED | COMPRESSED | ZERO);
 const TABLE_RESERVED: u64 = 0x1ff;
 const ZERO: u64 = 1;
+/// The other half says which of them are zero.
+const ALLOCATED_SUBCLUSTERS: u64 = 0xffff_ffff;
 const COMPRESSED: u64 = 1 << 62;
 const COPIED: u64 = 1 << 63;
 
@@ -66,14 +68,18 @@ pub struct L2Ref {
     pub target: Target,
     /// Bits are set that mean nothing in this version.
     pub reserved: bool,
+    /// Subclusters are in a state that cannot be: data without a cluster, data and zero at once, or any in a compressed
+    /// cluster (qcow2 spec, "Extended L2 Entries").
+    pub torn: bool,
     /// The entry says that nobody else refers to the cluster.
     pub copied: bool,
 }
 
 impl L2Ref {
-    /// Reads an entry of an image of `version`.
-    pub fn parse(raw: u64, version: u32, geometry: &Geometry) -> Self {
+    /// Reads an entry of an image of `version`, and what it says of subclusters where it is extended.
+    pub fn parse(raw: u64, subclusters: Option<u64>, version: u32, geometry: &Geometry) -> Self {
         let copied = raw & COPIED != 0;
+        let states = subclusters.unwrap_or(0);
         if raw & COMPRESSED != 0 {
             // The split between offset and length moves with the cluster size (qcow2 spec, "Compressed Clusters
             // Descriptor").
@@ -87,17 +93,24 @@ impl L2Ref {
                     len_bytes,
                 },
                 reserved: false,
+                torn: states != 0,
                 copied,
             };
         }
-        let zero_of_version_2 = version < 3 && raw & ZERO != 0;
+        // Neither version 2 nor extended entries have this bit.
+        let zero = raw & ZERO != 0 && (version < 3 || subclusters.is_some());
+        let allocated = states & ALLOCATED_SUBCLUSTERS;
         let target = match raw & OFFSET_MASK {
             0 => Target::Nothing,
             offset => Target::Cluster(HostOffset(offset)),
         };
         Self {
             target,
-            reserved: raw & L2_RESERVED != 0 || zero_of_version_2,
+            reserved: raw & L2_RESERVED != 0 || zero,
+            torn: match target {
+                Target::Nothing => allocated != 0,
+                _ => allocated & (states >> 32) != 0,
+            },
             copied,
         }
     }
@@ -115,7 +128,7 @@ mod tests {
     #[test]
     fn faults_are_told_and_do_not_hide_the_reference() {
         let geometry = Geometry::new(16, 4, 1 << 30).unwrap();
-        let parse = |raw, version| L2Ref::parse(raw, version, &geometry);
+        let parse = |raw, version| L2Ref::parse(raw, None, version, &geometry);
         let plain = parse(COPIED | 5 << 16, 3);
         assert_eq!(plain.target, Target::Cluster(HostOffset(5 << 16)));
         assert!(plain.copied && !plain.reserved);
@@ -123,6 +136,16 @@ mod tests {
         assert_eq!(odd.target, Target::Cluster(HostOffset(5 << 16 | 512)));
         assert!(odd.reserved && !odd.copied);
         assert_eq!((parse(1, 3).reserved, parse(1, 2).reserved), (false, true));
+        let extended = |raw, states| {
+            let entry = L2Ref::parse(raw, Some(states), 3, &geometry);
+            (entry.reserved, entry.torn)
+        };
+        assert_eq!(extended(5 << 16, 1 | 1 << 33), (false, false));
+        assert_eq!(extended(5 << 16, 2 | 1 << 33), (false, true));
+        assert_eq!(extended(0, 1 << 63), (false, false));
+        assert_eq!(extended(1, 1), (true, true));
+        assert_eq!(extended(COMPRESSED, 0), (false, false));
+        assert_eq!(extended(COMPRESSED, 1 << 32), (false, true));
         let compressed = parse(COPIED | COMPRESSED | (3 << 54) | 0x12_3456, 3);
         let expected = Target::Compressed {
             at: HostOffset(0x12_3456),
