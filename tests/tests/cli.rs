@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use tests::hub::{DEADLINE, first_line, terminate, wait};
+use tests::images::Folder;
 use tests::peers::{have, run, run_ok};
 use tests::{qemu, seed};
 
@@ -97,70 +98,73 @@ fn created_images_are_what_qemu_would_make() {
     assert!(ours.to_string().contains("b.qcow2"), "{ours}");
 }
 
+/// An image of qemu-img's with data, whose refcounts can be set: 16 bits each, one block for all of them.
+struct Counted {
+    path: PathBuf,
+    refcount_block: u64,
+    /// The first cluster of data.
+    data: u64,
+    /// One behind all that are in use.
+    end: u64,
+}
+
+impl Counted {
+    fn new(path: PathBuf) -> Self {
+        run_ok(
+            "qemu-img",
+            ["create", "-q", "-f", "qcow2", text(&path), "16M"],
+        );
+        let write = ["-c", "write -P 7 0 1M", "-c", "write -z 2M 1M"];
+        run_ok(
+            "qemu-io",
+            [&["-f", "qcow2"], &write[..], &[text(&path)]].concat(),
+        );
+        let file = File::open(&path).unwrap();
+        let field = |offset: u64| {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, offset).unwrap();
+            u64::from_be_bytes(bytes)
+        };
+        let l2_table = field(field(40)) & 0x00ff_ffff_ffff_fe00;
+        Self {
+            data: (field(l2_table) & 0x00ff_ffff_ffff_fe00) >> 16,
+            refcount_block: field(field(48)),
+            end: fs::metadata(&path).unwrap().len() >> 16,
+            path,
+        }
+    }
+
+    /// Sets the count of a cluster, which lies in the file.
+    fn count(&self, cluster: u64, count: u16) {
+        let file = File::options().write(true).open(&self.path).unwrap();
+        file.write_all_at(&count.to_be_bytes(), self.refcount_block + cluster * 2)
+            .unwrap();
+        file.set_len((self.end + 1) << 16).unwrap();
+    }
+}
+
 #[test]
 fn verdicts_are_those_of_qemu_img_check() {
     if !have("qemu-img") || !have("qemu-io") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("disk.qcow2");
-    run_ok(
-        "qemu-img",
-        ["create", "-q", "-f", "qcow2", text(&image), "16M"],
-    );
-    run_ok(
-        "qemu-io",
-        [
-            "-f",
-            "qcow2",
-            "-c",
-            "write -P 7 0 1M",
-            "-c",
-            "write -z 2M 1M",
-            text(&image),
-        ],
-    );
-    let field = |offset: u64| {
-        let mut bytes = [0; 8];
-        File::open(&image)
-            .unwrap()
-            .read_exact_at(&mut bytes, offset)
-            .unwrap();
-        u64::from_be_bytes(bytes)
-    };
-    // The first data cluster, and the refcounts of its file (16 bits each, one block for all of it).
-    let l2_table = field(field(40)) & 0x00ff_ffff_ffff_fe00;
-    let data_cluster = (field(l2_table) & 0x00ff_ffff_ffff_fe00) >> 16;
-    let refcount_block = field(field(48));
-    let clusters = fs::metadata(&image).unwrap().len() >> 16;
+    let image = Counted::new(dir.path().join("disk.qcow2"));
     // (whose count, the count, the verdict): a count without a reference is a leak, a reference without one a corruption.
     for (cluster, count, code) in [
-        (data_cluster, 1u16, 0),
-        (clusters, 1, 3),
-        (clusters, 0, 0),
-        (data_cluster, 0, 2),
+        (image.data, 1, 0),
+        (image.end, 1, 3),
+        (image.end, 0, 0),
+        (image.data, 0, 2),
     ] {
-        let entry = refcount_block + cluster * 2;
-        File::options()
-            .write(true)
-            .open(&image)
-            .unwrap()
-            .write_all_at(&count.to_be_bytes(), entry)
-            .unwrap();
-        // A leaked cluster lies in the file.
-        File::options()
-            .write(true)
-            .open(&image)
-            .unwrap()
-            .set_len((clusters + 1) << 16)
-            .unwrap();
-        let theirs = run("qemu-img", ["check", text(&image)]).status.code();
+        image.count(cluster, count);
+        let theirs = run("qemu-img", ["check", text(&image.path)]).status.code();
         assert_eq!(
             theirs,
             Some(code),
             "the fixture damages what it means to damage"
         );
-        let ours = hub(&["image", "check", text(&image)]);
+        let ours = hub(&["image", "check", text(&image.path)]);
         assert_eq!(
             ours.status.code(),
             Some(code),
@@ -168,6 +172,58 @@ fn verdicts_are_those_of_qemu_img_check() {
             String::from_utf8_lossy(&ours.stdout)
         );
     }
+}
+
+#[test]
+fn repairs_end_like_those_of_qemu_img_check() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = Counted::new(dir.path().join("disk.qcow2"));
+    let (path, copy) = (text(&image.path), dir.path().join("copy.qcow2"));
+    // (whose count, the count, what is repaired, how qemu-img's repair ends and how ours, leaks and corruptions that were
+    // repaired). What is left of corruptions is an error of the repair to qemu-img; to us it is what was found.
+    for (cluster, count, what, their_code, code, fixed) in [
+        (image.end, 1, "leaks", 0, 0, (1, 0)),
+        (image.data, 0, "leaks", 1, 2, (0, 0)),
+        (image.data, 0, "all", 0, 0, (0, 2)),
+    ] {
+        image.count(cluster, count);
+        fs::copy(path, &copy).unwrap();
+        let theirs = run("qemu-img", ["check", "-r", what, text(&copy)]);
+        assert_eq!(theirs.status.code(), Some(their_code), "{what}");
+        let ours = hub(&["image", "check", "--repair", what, "--json", path]);
+        assert_eq!(ours.status.code(), Some(code), "{what}");
+        let told: Value = serde_json::from_slice(&ours.stdout).unwrap();
+        let figure = |name: &str| told[name].as_u64().unwrap();
+        assert_eq!(
+            (figure("leaks-fixed"), figure("corruptions-fixed")),
+            fixed,
+            "{told}"
+        );
+        let left = run("qemu-img", ["check", path]);
+        assert_eq!(left.status.code(), Some(code), "{what}");
+    }
+}
+
+#[test]
+fn a_sealed_image_is_not_repaired() {
+    let folder = Folder::new();
+    let image = folder.create("sealed.qcow2", 1 << 20, 4096, None);
+    let seal = qcow2::Seal {
+        point_id: "p7".into(),
+        ..qcow2::Seal::default()
+    };
+    image.seal(&seal).unwrap();
+    drop(image);
+    let path = folder.path("sealed.qcow2");
+    let before = fs::read(&path).unwrap();
+    let refused = hub(&["image", "check", "--repair", "all", text(&path)]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("sealed") && said.contains("p7"), "{said}");
+    assert!(fs::read(&path).unwrap() == before, "nothing was written");
 }
 
 #[test]

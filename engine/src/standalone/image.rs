@@ -8,6 +8,7 @@ use qcow2::{BackingFormat, BackingName, Chain, CreateOptions, ExtentKind, FileSt
 
 use super::copy::{compare_devices, compare_ranges, copy_compressed, copy_data};
 use super::files::{NewFile, RawFile};
+use super::serve::lock;
 use super::source::{ImageFormat, OpenedSource, Source, file_sizes, open_image_file};
 use crate::blocking::blocking;
 use crate::error::Error;
@@ -16,7 +17,7 @@ use crate::limits::{EXTENT_QUERY_BYTES_MAX, MAP_EXTENTS_MAX};
 use crate::model::Comparison;
 use crate::repository::{file_error, image_error};
 
-pub use qcow2::{CheckReport, CompressionType};
+pub use qcow2::{CheckReport, CompressionType, Repair, RepairReport};
 
 /// An empty qcow2 file to make.
 #[derive(Debug, Clone)]
@@ -224,6 +225,34 @@ pub async fn check(image: impl Into<Source>) -> Result<CheckReport, Error> {
         }
         qcow2::check(&FileStorage::new(opened.file))
             .map_err(|error| image_error("failed to check image", at(&source.path), error))
+    })
+    .await
+}
+
+/// Repairs refcounts of one file, unless it is said to be raw; guest data and tables stay as they are. Nobody else may
+/// be writing the file.
+///
+/// # Errors
+///
+/// As [`check`], and `Conflict` for a sealed image, which is never changed, or one that another of our servers writes.
+pub async fn repair(image: impl Into<Source>, repair: Repair) -> Result<RepairReport, Error> {
+    let mut source = image.into();
+    source.format = source.format.or(Some(ImageFormat::Qcow2));
+    blocking(move || {
+        let opened = source.open(false)?;
+        if opened.format == ImageFormat::Raw {
+            return Err(Error::invalid(
+                "raw images cannot be repaired",
+                at(&source.path),
+            ));
+        }
+        lock(&opened.file, &source.path)?;
+        qcow2::repair(&FileStorage::new(opened.file), repair).map_err(|error| {
+            if error.kind() == qcow2::ErrorKind::Refused {
+                return Error::conflict("image is sealed", error.to_string());
+            }
+            image_error("failed to repair image", at(&source.path), error)
+        })
     })
     .await
 }

@@ -225,7 +225,7 @@ fn open_for_writing(opened: &OpenedSource) -> Result<Image, Error> {
 }
 
 /// Takes the whole-file lock of `flock`: two of our servers never write one file. qemu's byte-range locks do not see it.
-fn lock(file: &File, path: &Path) -> Result<(), Error> {
+pub(super) fn lock(file: &File, path: &Path) -> Result<(), Error> {
     match file.try_lock() {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(Error::conflict(
