@@ -57,6 +57,7 @@ fn each_wrong(
         wrong(Wrong { at, raw, refcount })
     };
     let mut table = vec![0; to_usize(geometry.cluster_size())];
+    let mut tables = 0;
     walker.each_l1(
         header.l1_offset,
         u64::from(header.l1_entries),
@@ -71,6 +72,11 @@ fn each_wrong(
                 l1.copied,
                 l1.at,
             )?;
+            // As many as the walk looks at: there cannot be more.
+            tables += 1;
+            if tables >= walker.clusters() {
+                return Ok(());
+            }
             walker.read(l1.at, &mut table)?;
             // The second word of an extended entry has no such flag.
             let words = geometry.l2_entry_words();

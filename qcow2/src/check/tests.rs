@@ -235,3 +235,59 @@ fn new_refcounts_do_not_go_where_an_entry_points_to() {
     assert!(done.after.corruptions >= 2, "{done:?}");
     assert!(storage.to_bytes() == bytes, "nothing was written");
 }
+
+/// Counts the calls that read.
+#[derive(Debug)]
+struct Counted(MemoryStorage, std::sync::atomic::AtomicU64);
+
+impl Storage for Counted {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+
+    fn len_bytes(&self) -> std::io::Result<u64> {
+        self.0.len_bytes()
+    }
+
+    fn set_len(&self, len_bytes: u64) -> std::io::Result<()> {
+        self.0.set_len(len_bytes)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.0.sync()
+    }
+
+    fn start_writeback(&self, _offset: u64, _len_bytes: u64) {}
+}
+
+/// 65,536 entries of one L1 table name one L2 table: it is walked no more often than the file has clusters.
+#[test]
+fn a_small_file_cannot_ask_for_endless_work() {
+    let storage = Arc::new(MemoryStorage::new());
+    let options = CreateOptions {
+        cluster_size_bytes: 512,
+        ..CreateOptions::new(65_536 * 64 * 512)
+    };
+    let image = Image::create(storage.clone(), &options, None).unwrap();
+    image.write(0, &[1; 512]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let mut bytes = storage.to_bytes();
+    let l1_at = to_usize(wire::u64_at(&bytes, 40));
+    let entry = bytes[l1_at..l1_at + 8].to_vec();
+    for index in 1..65_536 {
+        bytes[l1_at + index * 8..][..8].copy_from_slice(&entry);
+    }
+    let clusters = to_u64(bytes.len() / 512);
+    assert!(clusters < 10_000, "clusters={clusters}");
+    let storage = Counted(MemoryStorage::with_bytes(bytes), 0.into());
+    let report = check(&storage).unwrap();
+    assert!(report.corruptions > 0);
+    let reads = storage.1.into_inner();
+    assert!(reads < 3 * clusters, "reads={reads} clusters={clusters}");
+}

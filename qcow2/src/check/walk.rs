@@ -1,6 +1,8 @@
 //! Every reference that an image makes to its own clusters. Refcount blocks come last: whatever was seen before them
 //! and lies where they lie is in their way.
 
+use std::collections::BTreeSet;
+
 use crate::check::Facts;
 use crate::error::Error;
 use crate::format::extension::BITMAPS;
@@ -241,8 +243,23 @@ impl<'a> Walker<'a> {
         if at.0 >= self.file_len {
             return Ok(());
         }
+        let mut walked = 0;
         self.each_l1(at, entries, |index, raw| {
             if raw == 0 {
+                return Ok(());
+            }
+            // Some of so many are the same one: a small file must not be able to ask for endless work.
+            if walked == self.clusters() {
+                return Ok(());
+            }
+            walked += 1;
+            if walked == self.clusters() {
+                visitor.facts().incomplete = true;
+                visitor.corrupt(format!(
+                    "L1 table names as many L2 tables as the file has clusters: offset={:#x} \
+                     l1_size={entries} clusters={walked}",
+                    at.0
+                ));
                 return Ok(());
             }
             let table = TableRef::from_l1(raw);
@@ -337,6 +354,7 @@ impl<'a> Walker<'a> {
     fn walk_snapshots(&self, visitor: &mut impl Visitor) -> Result<(), Error> {
         let start = self.header.snapshots_offset.0;
         let mut at = start;
+        let mut walked = BTreeSet::new();
         for index in 0..self.header.snapshot_count {
             let mut fixed = [0; SNAPSHOT_BYTES];
             self.read(HostOffset(at), &mut fixed)?;
@@ -367,6 +385,13 @@ impl<'a> Walker<'a> {
                 visitor.corrupt(format!(
                     "L1 table of a snapshot is out of bounds: index={index} offset={:#x} \
                      l1_size={l1_entries}",
+                    l1_at.0
+                ));
+            } else if l1_entries > 0 && !walked.insert(l1_at) {
+                // Walking it again for each of them would never end.
+                visitor.facts().incomplete = true;
+                visitor.corrupt(format!(
+                    "two snapshots have one L1 table: index={index} offset={:#x}",
                     l1_at.0
                 ));
             } else {
