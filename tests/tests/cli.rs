@@ -347,8 +347,8 @@ fn compressed_conversions_are_smaller_and_equal() {
     }
     let kinds = [
         ("zlib", &["--compress"][..], "64K"),
-        ("zlib", &["--compress", "zlib"], "4K"),
-        ("zstd", &["--compress", "zstd"], "64K"),
+        ("zlib", &["--compress=zlib"], "4K"),
+        ("zstd", &["--compress=zstd"], "64K"),
         ("zstd", &["--compress=zstd"], "2M"),
     ];
     for (kind, flags, cluster) in kinds {

@@ -26,7 +26,7 @@ pub(crate) struct Convert {
     #[arg(long, value_name = "SIZE", value_parser = cluster_size, default_value = CLUSTER_SIZE)]
     cluster_size: u32,
     /// For qcow2: compress what gets smaller. zstd is faster and smaller, and needs QEMU 5.1 to be read.
-    #[arg(long, value_enum, value_name = "TYPE", num_args = 0..=1, default_missing_value = "zlib")]
+    #[arg(long, value_enum, value_name = "TYPE", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
     compress: Option<Compression>,
 }
 
