@@ -9,8 +9,8 @@ mod source;
 mod verify;
 
 pub use image::{
-    CheckReport, CompressionType, ConvertImage, Converted, CreateImage, ImageFacts, MapExtent, Repair,
-    RepairReport, changes, check, compare, convert, create, info, map, repair,
+    CheckReport, CompressionType, ConvertImage, Converted, CreateImage, ImageFacts, MapExtent,
+    Repair, RepairReport, changes, check, compare, convert, create, info, map, repair,
 };
 pub use serve::{Device, NamedDevice, Server, serve};
 pub use source::{ImageFormat, Source};

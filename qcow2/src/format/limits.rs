@@ -55,7 +55,8 @@ pub const SPAN_CLUSTERS: u64 = 8192;
 /// what its place in the cache takes, so that a thin disk of any size is within the bound, too.
 pub const MAX_CACHED_EXTENTS: usize = 512 * 1024;
 /// Memory of one chain over that of the idle process, besides the buffers of requests under way: the extents it keeps,
-/// those it is flattening, the clusters it inflated last, and what each of its layers says of itself.
+/// those it is flattening, the clusters it inflated last, the hashes it asked for, and what each of its layers says of
+/// itself.
 pub const MAX_CHAIN_MEMORY_BYTES: u64 = 32 << 20;
 
 /// Pages of the L1 table kept in memory: all of it up to 128 TiB of disk with 64 KiB clusters.
@@ -110,8 +111,8 @@ pub const MAX_HASH_IDENTITY_BYTES: usize = 255;
 pub const MAX_HASH_PAGES: u64 = 1 << 23;
 /// Part of a sidecar's directory that is in memory at once.
 pub const HASH_DIRECTORY_PIECE_BYTES: usize = 64 * 1024;
-/// Pages of hashes that a chain remembers, over all its layers: 64 KiB each, 16 MiB together.
-pub const MAX_CACHED_HASH_PAGES: usize = 256;
+/// Pages of hashes that a chain remembers, over all its layers: 64 KiB each, 2 MiB together, which is 8 GiB of disk.
+pub const MAX_CACHED_HASH_PAGES: usize = 32;
 /// Neighbouring clusters that belong to one part of a disk that is verified in parts: 4 MiB with 64 KiB clusters.
 pub const HASH_SUBSET_RUN_CLUSTERS: u64 = 64;
 /// Neighbouring data read at once to be hashed, at least one cluster.
