@@ -286,14 +286,14 @@ impl Bytes {
     }
 
     fn l1(&self) -> Vec<usize> {
-        self.entries(self.get(40) as usize, self.u32_at(36) as usize)
+        self.entries(index(self.get(40)), self.u32_at(36) as usize)
     }
 
     fn l2(&self) -> Vec<usize> {
         let step = self.l2_entry();
         let tables = self.l1().into_iter().map(|at| self.get(at) & OFFSET);
         tables
-            .flat_map(|table| self.wide_entries(table as usize, self.cluster / step, step))
+            .flat_map(|table| self.wide_entries(index(table), self.cluster / step, step))
             .collect()
     }
 
@@ -309,7 +309,7 @@ impl Bytes {
 
     fn refcount_table(&self) -> Vec<usize> {
         let count = self.u32_at(56) as usize * self.cluster / 8;
-        self.entries(self.get(48) as usize, count)
+        self.entries(index(self.get(48)), count)
     }
 
     /// A place of metadata: the header, a table, a block.
@@ -322,13 +322,13 @@ impl Bytes {
     }
 
     fn per_block(&self) -> usize {
-        self.cluster * 8 >> self.order
+        (self.cluster * 8) >> self.order
     }
 
     /// The refcount of a cluster, and how to set it; 0 where there is no block.
     fn count(&mut self, cluster: usize, value: Option<u64>) -> u64 {
-        let table = self.get(48) as usize;
-        let block = self.get(table + cluster / self.per_block() * 8) as usize;
+        let table = index(self.get(48));
+        let block = index(self.get(table + cluster / self.per_block() * 8));
         let slot = cluster % self.per_block();
         if block == 0 || block >= self.bytes.len() {
             return 0;
@@ -336,10 +336,11 @@ impl Bytes {
         let bits = 1_usize << self.order;
         if bits < 8 {
             let (byte, shift) = (block + slot * bits / 8, slot * bits % 8);
-            let mask = ((1_u16 << bits) - 1) as u8;
+            let mask = u8::MAX >> (8 - bits);
             if let Some(value) = value {
                 let kept = self.bytes[byte] & !(mask << shift);
-                self.bytes[byte] = kept | (value as u8 & mask) << shift;
+                self.bytes[byte] =
+                    kept | u8::try_from(value & u64::from(mask)).expect("masked") << shift;
             }
             return u64::from(self.bytes[byte] >> shift & mask);
         }
@@ -498,7 +499,7 @@ fn damage(base: &[u8], damage: Damage, rng: &mut fastrand::Rng) -> Option<Vec<u8
             if image.u32_at(60) == 0 {
                 return None;
             }
-            let at = image.get(64) as usize;
+            let at = index(image.get(64));
             match rng.u8(0..3) {
                 0 => image.flip_bytes(at..at + 60, rng),
                 1 => image.flip_bytes(60..72, rng),
@@ -525,8 +526,8 @@ fn damage(base: &[u8], damage: Damage, rng: &mut fastrand::Rng) -> Option<Vec<u8
                 .bytes
                 .windows(4)
                 .position(|kind| kind == [0x23, 0x85, 0x28, 0x75])?;
-            let directory = image.get(extension + 24) as usize;
-            let table = image.get(directory) as usize;
+            let directory = index(image.get(extension + 24));
+            let table = index(image.get(directory));
             match rng.u8(0..4) {
                 0 => image.flip_bytes(extension + 8..extension + 32, rng),
                 1 => image.flip_bytes(directory..directory + 24, rng),
@@ -545,7 +546,7 @@ fn damage(base: &[u8], damage: Damage, rng: &mut fastrand::Rng) -> Option<Vec<u8
             image.count(victim, Some(rng.u64(0..2)));
         }
         Damage::TableBytes => {
-            let place = image.metadata(rng) as usize;
+            let place = index(image.metadata(rng));
             image.flip_bytes(place..(place + cluster).min(end), rng);
         }
         Damage::Subclusters => {
@@ -626,6 +627,11 @@ fn verdict(report: &CheckReport) -> Verdict {
         (0, _) => Verdict::Leaks,
         _ => Verdict::Corrupt,
     }
+}
+
+/// A position in a file of the corpus as one in memory.
+fn index(value: u64) -> usize {
+    usize::try_from(value).expect("the files are small")
 }
 
 /// Why a verdict or a figure of ours may be another one.
@@ -771,11 +777,11 @@ fn whole_corpus() -> bool {
 /// the file.
 fn stray_byte(before: &[u8], after: &[u8]) -> Option<usize> {
     let image = Bytes::new(before.to_vec());
-    let table = image.get(48) as usize;
+    let table = index(image.get(48));
     let blocks: Vec<usize> = image
         .entries(table, image.u32_at(56) as usize * image.cluster / 8)
         .into_iter()
-        .map(|at| image.get(at) as usize)
+        .map(|at| index(image.get(at)))
         .collect();
     (0..before.len().max(after.len())).find(|at| {
         let (Some(old), Some(new)) = (before.get(*at), after.get(*at)) else {
