@@ -58,7 +58,8 @@ pub trait Export: Send + Sync + 'static {
         data: Bytes,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// The range reads as zero afterwards. A request of up to 4 GiB comes in pieces, in order.
+    /// The range reads as zero afterwards. A request comes in pieces of at most 32 MiB,
+    /// in order.
     ///
     /// # Errors
     ///
@@ -84,7 +85,8 @@ pub trait Export: Send + Sync + 'static {
     /// It may not be durable.
     fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// The state of a prefix of `range`, in order, at least of its first byte.
+    /// The state of a prefix of `range`, which is at most 4 GiB long, in order, at least of its first
+    /// byte. It answers every context of [`ExportInfo::contexts`].
     ///
     /// # Errors
     ///
@@ -133,7 +135,7 @@ pub trait Exports: Send + Sync + 'static {
     type Export: Export;
 
     /// A device for one session, which ends it with [`Export::close`]. Also called for a client that
-    /// only asks for size and abilities; then it is closed at once.
+    /// only asks for size, abilities or contexts; then it is closed at once.
     ///
     /// # Errors
     ///

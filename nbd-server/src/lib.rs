@@ -57,7 +57,7 @@ mod listener;
 #[cfg(feature = "server")]
 mod session;
 
-pub use proto::{ByteRange, ErrorCode, ExportInfo, ExportName, Extent, Zero};
+pub use proto::{ByteRange, ErrorCode, ExportInfo, ExportName, Extent, MetaContext, Zero};
 
 #[cfg(feature = "server")]
 pub use export::{Export, ExportError, Exports, OpenError, Peer};

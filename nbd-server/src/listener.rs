@@ -35,6 +35,8 @@ pub struct ServerLimits {
     pub drain_timeout: Duration,
     /// Payload bytes of all connections that are in memory at once, beside one piece for each.
     pub payload_budget_bytes: u32,
+    /// Whether clients may have 64-bit lengths (`NBD_OPT_EXTENDED_HEADERS`).
+    pub extended_headers: bool,
 }
 
 impl Default for ServerLimits {
@@ -45,6 +47,7 @@ impl Default for ServerLimits {
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             drain_timeout: limits::DRAIN_TIMEOUT,
             payload_budget_bytes: limits::PAYLOAD_BUDGET_BYTES,
+            extended_headers: true,
         }
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use nbd_server::proto::client::Remote;
 use nbd_server::proto::{
-    CommandCode, CommandFlags, ContextId, Cookie, ExportName, Extent, Request, TransmissionFlags,
+    BASE_ALLOCATION, CommandCode, CommandFlags, ContextId, Cookie, ExportName, Extent, HeaderStyle,
+    Request, TransmissionFlags,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -63,7 +64,7 @@ impl RemoteInfo {
             can_flush: has(TransmissionFlags::SEND_FLUSH),
             can_trim: has(TransmissionFlags::SEND_TRIM),
             can_write_zeroes: has(TransmissionFlags::SEND_WRITE_ZEROES),
-            can_block_status: remote.base_allocation.is_some(),
+            can_block_status: remote.context(BASE_ALLOCATION).is_some(),
             minimum_block_bytes: remote.min_block_bytes,
             maximum_payload_bytes: remote.max_block_bytes,
         }
@@ -78,6 +79,7 @@ impl RemoteInfo {
 #[derive(Debug)]
 pub struct Connection {
     info: RemoteInfo,
+    style: HeaderStyle,
     base_allocation: Option<ContextId>,
     pending: Arc<Pending>,
     slots: Arc<Semaphore>,
@@ -173,10 +175,11 @@ impl Connection {
         let pending = Arc::new(Pending::default());
         let (queue, requests) = mpsc::channel(MAX_IN_FLIGHT);
         let sender = send_requests(write_half, requests, Arc::clone(&pending));
-        let receiver = receive_replies(read_half, input, Arc::clone(&pending));
+        let receiver = receive_replies(remote.style, read_half, input, Arc::clone(&pending));
         Self {
             info: RemoteInfo::new(&remote),
-            base_allocation: remote.base_allocation,
+            style: remote.style,
+            base_allocation: remote.context(BASE_ALLOCATION),
             pending,
             slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             queue,
@@ -308,7 +311,7 @@ impl Connection {
                     offset: 0,
                     len_bytes: 0,
                 };
-                place.send(outgoing(&request, Bytes::new()));
+                place.send(outgoing(self.style, &request, Bytes::new()));
             }
         };
         let _ = timeout(FAREWELL_TIMEOUT, farewell).await;
@@ -374,9 +377,9 @@ impl Connection {
             command: ask.command,
             cookie: Cookie(cookie),
             offset: ask.offset,
-            len_bytes: ask.len_bytes,
+            len_bytes: ask.len_bytes.into(),
         };
-        place.send(outgoing(&request, payload));
+        place.send(outgoing(self.style, &request, payload));
 
         let limit = if ask.command == CommandCode::FLUSH {
             FLUSH_TIMEOUT
@@ -401,9 +404,13 @@ impl Connection {
     }
 }
 
-fn outgoing(request: &Request, payload: Bytes) -> Outgoing {
+fn outgoing(style: HeaderStyle, request: &Request, payload: Bytes) -> Outgoing {
+    let mut header = BytesMut::with_capacity(style.request_bytes());
+    request
+        .encode(style, &mut header)
+        .expect("lengths of this client have 32 bits, which every header holds");
     Outgoing {
-        header: Bytes::copy_from_slice(&request.encode()),
+        header: header.freeze(),
         payload,
     }
 }

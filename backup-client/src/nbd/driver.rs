@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 use nbd_server::proto::client::{Replies, ReplyEvent};
-use nbd_server::proto::{Cookie, ErrorCode, Extent};
+use nbd_server::proto::{Cookie, ErrorCode, Extent, HeaderStyle};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -37,11 +37,13 @@ pub(super) async fn send_requests(
 
 /// Receives until the connection ends; then every request that still waits learns why.
 pub(super) async fn receive_replies(
+    style: HeaderStyle,
     socket: impl AsyncRead + Unpin,
     input: BytesMut,
     pending: Arc<Pending>,
 ) {
     let mut receiver = Receiver {
+        replies: Replies::new(style),
         socket,
         input,
         pending: Arc::clone(&pending),
@@ -55,6 +57,7 @@ pub(super) async fn receive_replies(
 }
 
 struct Receiver<R> {
+    replies: Replies,
     socket: R,
     input: BytesMut,
     pending: Arc<Pending>,
@@ -63,7 +66,8 @@ struct Receiver<R> {
 impl<R: AsyncRead + Unpin> Receiver<R> {
     /// Handles one part of a reply; the error is the end of the connection.
     async fn next(&mut self) -> Result<(), String> {
-        match Replies
+        match self
+            .replies
             .next(&mut self.input)
             .map_err(|error| error.to_string())?
         {

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use nbd_server::proto::client::{ClientGoal, ClientHandshake, ClientStep, Remote};
-use nbd_server::proto::{ExportName, ProtocolError};
+use nbd_server::proto::{BASE_ALLOCATION, ExportName, ProtocolError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Why a handshake did not end well.
@@ -24,7 +24,16 @@ pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     block_status: bool,
     input: &mut BytesMut,
 ) -> Result<Remote, HandshakeError> {
-    let mut core = ClientHandshake::new(ClientGoal::Use { name, block_status });
+    let mut core = ClientHandshake::new(ClientGoal::Use {
+        name,
+        contexts: if block_status {
+            vec![BASE_ALLOCATION.to_owned()]
+        } else {
+            Vec::new()
+        },
+        // No request of this client is longer than 32 bits tell.
+        extended_headers: false,
+    });
     loop {
         let step = core.step(input);
         // The output goes out in any case: after a refusal it holds the farewell.

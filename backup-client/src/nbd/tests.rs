@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use nbd_server::proto::{
-    ClientOption, Info, OptionCode, OptionHeader, OptionReply, Request, TransmissionFlags,
+    ClientOption, HeaderStyle, Info, OptionCode, OptionHeader, OptionReply, Request,
+    TransmissionFlags,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -99,10 +100,12 @@ impl Server {
     }
 
     async fn request(&mut self) -> Request {
-        let mut bytes = [0; Request::BYTES];
+        let style = HeaderStyle::Structured;
+        let mut bytes = vec![0; style.request_bytes()];
         self.0.read_exact(&mut bytes).await.unwrap();
-        let request = Request::parse(&bytes).unwrap();
-        let mut payload = vec![0; usize::try_from(request.payload_bytes()).unwrap()];
+        let request = Request::parse(style, &bytes).unwrap();
+        let payload_bytes = request.payload_bytes(style).unwrap();
+        let mut payload = vec![0; usize::try_from(payload_bytes).unwrap()];
         self.0.read_exact(&mut payload).await.unwrap();
         request
     }

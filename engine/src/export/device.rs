@@ -1,6 +1,6 @@
 //! What an export stands for: a device whose calls block.
 
-use nbd_server::{ErrorCode, ExportError, Extent};
+use nbd_server::{ErrorCode, ExportError, Extent, MetaContext};
 
 /// A device of fixed size. Calls may block and run on many threads at once.
 pub(crate) trait Device: Send + Sync + 'static {
@@ -20,6 +20,10 @@ pub(crate) trait Device: Send + Sync + 'static {
     fn zero(&self, offset: u64, len_bytes: u64, keep_allocation: bool) -> Result<(), DeviceError>;
     /// Everything that completed before the call is durable when it returns.
     fn flush(&self) -> Result<(), DeviceError>;
+    /// What [`extents`](Self::extents) tells beside holes and zeroes.
+    fn contexts(&self) -> Vec<MetaContext> {
+        vec![MetaContext::Allocation]
+    }
     /// Runs of equal state from `offset`; covers a prefix of the range, at least its first byte.
     fn extents(&self, offset: u64, len_bytes: u64) -> Result<Vec<Extent>, DeviceError>;
 }
@@ -94,31 +98,37 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The state of qcow2 extents in the two bits of `base:allocation` (NBD proto, "base:allocation").
+/// What a chain of images tells: which of them decides and, where there is a parent, what changed since it.
+pub(crate) fn chain_contexts(has_parent: bool) -> Vec<MetaContext> {
+    let mut contexts = vec![MetaContext::Allocation, MetaContext::AllocationDepth];
+    if has_parent {
+        let bitmap = CHANGES_BITMAP.to_owned();
+        // The tip holds what was written since its parent, data and zeroes alike.
+        contexts.push(MetaContext::Changes { bitmap, layers: 1 });
+    }
+    contexts
+}
+
+/// The bitmap that stands for the changes of a point since its parent: `qemu:dirty-bitmap:changes`.
+const CHANGES_BITMAP: &str = "changes";
+
+/// The state of qcow2 extents as block status tells it (NBD proto, "base:allocation"; QEMU, docs/interop/nbd.txt).
 pub(crate) fn allocation(extents: &[qcow2::Extent]) -> Vec<Extent> {
     let mut runs: Vec<Extent> = Vec::with_capacity(extents.len());
     for extent in extents {
-        let run = match extent.kind {
-            qcow2::ExtentKind::Data => Extent {
-                len_bytes: extent.len_bytes,
-                hole: false,
-                reads_zero: false,
-            },
-            qcow2::ExtentKind::Zero => Extent {
-                len_bytes: extent.len_bytes,
-                hole: extent.host_offset.is_none(),
-                reads_zero: true,
-            },
-            qcow2::ExtentKind::Unallocated => Extent {
-                len_bytes: extent.len_bytes,
-                hole: true,
-                reads_zero: true,
-            },
+        let (hole, reads_zero, decided) = match extent.kind {
+            qcow2::ExtentKind::Data => (false, false, true),
+            qcow2::ExtentKind::Zero => (extent.host_offset.is_none(), true, true),
+            qcow2::ExtentKind::Unallocated => (true, true, false),
+        };
+        let run = Extent {
+            len_bytes: extent.len_bytes,
+            hole,
+            reads_zero,
+            depth: if decided { extent.depth + 1 } else { 0 },
         };
         match runs.last_mut() {
-            Some(last) if last.hole == run.hole && last.reads_zero == run.reads_zero => {
-                last.len_bytes += run.len_bytes;
-            }
+            Some(last) if last.is_like(&run) => last.len_bytes += run.len_bytes,
             _ => runs.push(run),
         }
     }

@@ -82,6 +82,7 @@ impl Export for OpenExport {
             // Zeroing changes tables, or makes a hole; neither moves data.
             fast_zero: true,
             description: String::new(),
+            contexts: device.contexts(),
         }
     }
 

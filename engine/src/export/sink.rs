@@ -1,9 +1,9 @@
 //! A backup writes its image: the device behind a writable export.
 
-use nbd_server::Extent;
+use nbd_server::{Extent, MetaContext};
 use qcow2::Image;
 
-use super::device::{Device, DeviceError, allocation};
+use super::device::{Device, DeviceError, allocation, chain_contexts};
 
 impl Device for Image {
     fn size_bytes(&self) -> u64 {
@@ -28,6 +28,10 @@ impl Device for Image {
 
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(Image::flush(self)?)
+    }
+
+    fn contexts(&self) -> Vec<MetaContext> {
+        chain_contexts(Image::info(self).backing.is_some())
     }
 
     fn extents(&self, offset: u64, len_bytes: u64) -> Result<Vec<Extent>, DeviceError> {

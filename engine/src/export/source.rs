@@ -1,9 +1,9 @@
 //! A point is read: the device behind a read-only export of a chain.
 
-use nbd_server::{ErrorCode, Extent};
+use nbd_server::{ErrorCode, Extent, MetaContext};
 use qcow2::Chain;
 
-use super::device::{Device, DeviceError, allocation};
+use super::device::{Device, DeviceError, allocation, chain_contexts};
 
 impl Device for Chain {
     fn size_bytes(&self) -> u64 {
@@ -33,6 +33,10 @@ impl Device for Chain {
 
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn contexts(&self) -> Vec<MetaContext> {
+        chain_contexts(self.layers().len() > 1)
     }
 
     fn extents(&self, offset: u64, len_bytes: u64) -> Result<Vec<Extent>, DeviceError> {

@@ -46,10 +46,6 @@ impl Device for DiscardSink {
     }
 
     fn extents(&self, _offset: u64, len_bytes: u64) -> Result<Vec<Extent>, DeviceError> {
-        Ok(vec![Extent {
-            len_bytes,
-            hole: true,
-            reads_zero: true,
-        }])
+        Ok(vec![Extent::flat(len_bytes, true, true)])
     }
 }

@@ -243,11 +243,7 @@ impl Device for RawFile {
             Err(error) => return Err(io::Error::from(error).into()),
         };
         let len_bytes = len_bytes.min(end.saturating_sub(offset)).max(1);
-        Ok(vec![Extent {
-            len_bytes,
-            hole,
-            reads_zero: hole,
-        }])
+        Ok(vec![Extent::flat(len_bytes, hole, hole)])
     }
 }
 

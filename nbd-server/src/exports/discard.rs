@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use crate::proto::limits::PIECE_BYTES;
-use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, Zero};
+use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, MetaContext, Zero};
 
 /// What every read is cut from.
 static ZEROES: [u8; PIECE_BYTES as usize] = [0; PIECE_BYTES as usize];
@@ -28,6 +28,7 @@ impl Export for DiscardExport {
             multi_conn: true,
             fast_zero: true,
             description: "accepts and forgets".to_owned(),
+            contexts: vec![MetaContext::Allocation],
         }
     }
 
@@ -53,10 +54,6 @@ impl Export for DiscardExport {
     }
 
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, ExportError> {
-        Ok(vec![Extent {
-            len_bytes: range.len_bytes,
-            hole: true,
-            reads_zero: true,
-        }])
+        Ok(vec![Extent::flat(range.len_bytes, true, true)])
     }
 }

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 
 use crate::proto::ErrorCode;
-use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, Zero};
+use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, MetaContext, Zero};
 
 /// Granularity in which memory is taken and given back.
 const PAGE_BYTES: u64 = 64 * 1024;
@@ -97,6 +97,7 @@ impl Export for MemoryExport {
             multi_conn: true,
             fast_zero: true,
             description: "a device in memory".to_owned(),
+            contexts: vec![MetaContext::Allocation],
         }
     }
 
@@ -149,11 +150,7 @@ impl Export for MemoryExport {
             let len_bytes = u64::try_from(part.len).expect("at most a page");
             match extents.last_mut() {
                 Some(last) if last.hole == hole => last.len_bytes += len_bytes,
-                _ => extents.push(Extent {
-                    len_bytes,
-                    hole,
-                    reads_zero: hole,
-                }),
+                _ => extents.push(Extent::flat(len_bytes, hole, hole)),
             }
         }
         Ok(extents)

@@ -1,14 +1,16 @@
 //! What may reach an export, and what is told to the client instead.
 
+use super::context::ContextId;
 use super::limits::MAX_PAYLOAD_BYTES;
 use super::negotiated::Negotiated;
 use super::request::Request;
 use super::types::{
-    ByteRange, CommandCode, CommandFlags, ContextId, ErrorCode, TransmissionFlags, Zero,
+    ByteRange, CommandCode, CommandFlags, ErrorCode, HeaderStyle, TransmissionFlags, Zero,
 };
+use super::wire::Reader;
 
 /// A request that the export can carry out: range, flags and permission are checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Send the data.
     Read {
@@ -26,7 +28,7 @@ pub enum Command {
     },
     /// Zero the range.
     Zero {
-        /// Up to 4 GiB.
+        /// Up to the whole device.
         range: ByteRange,
         /// What may be left behind.
         how: Zero,
@@ -35,7 +37,7 @@ pub enum Command {
     },
     /// The range is not needed any more.
     Trim {
-        /// Up to 4 GiB.
+        /// Up to the whole device.
         range: ByteRange,
         /// Answer when it is durable.
         fua: bool,
@@ -48,10 +50,15 @@ pub enum Command {
     BlockStatus {
         /// Not empty.
         range: ByteRange,
-        /// One descriptor is enough.
+        /// One descriptor of each context is enough.
         only_first: bool,
-        /// The number under which the answer goes.
-        context: ContextId,
+        /// The contexts to tell about, each once.
+        contexts: Vec<ContextId>,
+    },
+    /// Take a payload of a few bytes, then ask [`admit_filtered`].
+    BlockStatusFilter {
+        /// Length of the payload.
+        payload_bytes: u32,
     },
     /// The client leaves; there is no reply.
     Disconnect,
@@ -65,6 +72,11 @@ pub struct Refused {
     /// In words.
     pub text: &'static str,
 }
+
+/// The length that begins the payload of a block status request.
+const FILTER_LEN_BYTES: u64 = 8;
+/// Each number of a context after it.
+const FILTER_ID_BYTES: u64 = 4;
 
 const fn refuse<T>(code: ErrorCode, text: &'static str) -> Result<T, Refused> {
     Err(Refused { code, text })
@@ -95,6 +107,7 @@ pub fn admit(request: &Request, negotiated: &Negotiated) -> Result<Command, Refu
         CommandCode::WRITE => {
             check_writable(negotiated)?;
             check_payload(request)?;
+            check_write_flag(request, negotiated)?;
             Ok(Command::Write {
                 range: inside(request, negotiated, ErrorCode::NOSPC)?,
                 fua,
@@ -132,16 +145,72 @@ pub fn admit(request: &Request, negotiated: &Negotiated) -> Result<Command, Refu
 }
 
 fn block_status(request: &Request, negotiated: &Negotiated) -> Result<Command, Refused> {
-    let Some(context) = negotiated.base_allocation else {
+    if negotiated.contexts.is_empty() {
         return refuse(ErrorCode::INVAL, "no metadata context was negotiated");
+    }
+    if request.flags.has(CommandFlags::PAYLOAD_LEN) {
+        let largest =
+            FILTER_LEN_BYTES + count(negotiated.contexts.len()).saturating_mul(FILTER_ID_BYTES);
+        return match u32::try_from(request.len_bytes) {
+            Ok(payload_bytes) if request.len_bytes <= largest => {
+                Ok(Command::BlockStatusFilter { payload_bytes })
+            }
+            _ => refuse(ErrorCode::INVAL, "more contexts than were negotiated"),
+        };
+    }
+    let ids = negotiated.contexts.iter().map(|selected| selected.id);
+    status_of(request, negotiated, ids.collect())
+}
+
+/// Decides about a block status request whose payload picks contexts (NBD proto,
+/// `NBD_CMD_BLOCK_STATUS`, extension `EXTENDED_HEADERS`): a length, and the numbers of contexts.
+///
+/// # Errors
+///
+/// As [`admit`]; also for a payload that is malformed, names a context twice or one that was not
+/// negotiated.
+pub fn admit_filtered(
+    request: &Request,
+    payload: &[u8],
+    negotiated: &Negotiated,
+) -> Result<Command, Refused> {
+    let mut reader = Reader::new("block status payload", payload);
+    let malformed = || Refused {
+        code: ErrorCode::INVAL,
+        text: "malformed list of contexts",
     };
+    let len_bytes = reader.u64().map_err(|_| malformed())?;
+    let mut ids: Vec<ContextId> = Vec::new();
+    while reader.remaining() > 0 {
+        let id = ContextId(reader.u32().map_err(|_| malformed())?);
+        let known = negotiated.contexts.iter().any(|known| known.id == id);
+        if !known || ids.contains(&id) {
+            return refuse(ErrorCode::INVAL, "context not negotiated, or named twice");
+        }
+        ids.push(id);
+    }
+    if ids.is_empty() {
+        return Err(malformed());
+    }
+    let effect = Request {
+        len_bytes,
+        ..*request
+    };
+    status_of(&effect, negotiated, ids)
+}
+
+fn status_of(
+    request: &Request,
+    negotiated: &Negotiated,
+    contexts: Vec<ContextId>,
+) -> Result<Command, Refused> {
     if request.len_bytes == 0 {
         return refuse(ErrorCode::INVAL, "a block status has at least one byte");
     }
     Ok(Command::BlockStatus {
         range: inside(request, negotiated, ErrorCode::INVAL)?,
         only_first: request.flags.has(CommandFlags::REQ_ONE),
-        context,
+        contexts,
     })
 }
 
@@ -153,7 +222,13 @@ fn check_flags(request: &Request, negotiated: &Negotiated) -> Result<(), Refused
             let fast = negotiated.flags.has(TransmissionFlags::SEND_FAST_ZERO);
             CommandFlags::NO_HOLE.with_if(fast, CommandFlags::FAST_ZERO)
         }
-        CommandCode::BLOCK_STATUS => CommandFlags::REQ_ONE,
+        CommandCode::WRITE if negotiated.style == HeaderStyle::Extended => {
+            CommandFlags::PAYLOAD_LEN
+        }
+        CommandCode::BLOCK_STATUS => {
+            let filter = (negotiated.flags).has(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+            CommandFlags::REQ_ONE.with_if(filter, CommandFlags::PAYLOAD_LEN)
+        }
         _ => CommandFlags::EMPTY,
     };
     if request
@@ -175,8 +250,17 @@ fn check_writable(negotiated: &Negotiated) -> Result<(), Refused> {
     }
 }
 
+fn check_write_flag(request: &Request, negotiated: &Negotiated) -> Result<(), Refused> {
+    let extended = negotiated.style == HeaderStyle::Extended;
+    if extended && !request.flags.has(CommandFlags::PAYLOAD_LEN) {
+        refuse(ErrorCode::INVAL, "a write says that it has a payload")
+    } else {
+        Ok(())
+    }
+}
+
 fn check_payload(request: &Request) -> Result<(), Refused> {
-    if request.len_bytes > MAX_PAYLOAD_BYTES {
+    if request.len_bytes > u64::from(MAX_PAYLOAD_BYTES) {
         refuse(ErrorCode::INVAL, "longer than the largest payload")
     } else {
         Ok(())
@@ -188,11 +272,10 @@ fn inside(
     negotiated: &Negotiated,
     beyond: ErrorCode,
 ) -> Result<ByteRange, Refused> {
-    let len_bytes = u64::from(request.len_bytes);
-    match request.offset.checked_add(len_bytes) {
+    match request.offset.checked_add(request.len_bytes) {
         Some(end) if end <= negotiated.info.size_bytes => Ok(ByteRange {
             offset: request.offset,
-            len_bytes,
+            len_bytes: request.len_bytes,
         }),
         _ => refuse(beyond, "beyond the end of the device"),
     }
@@ -209,4 +292,8 @@ fn zero_how(request: &Request) -> Result<Zero, Refused> {
         );
     }
     Ok(Zero::KeepAllocated)
+}
+
+fn count(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use bytes::{Buf, BytesMut};
 
+use super::context::{ContextId, MetaContext, SelectedContext};
 use super::error::ProtocolError;
 use super::limits::{
     MAX_BLOCK_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_SKIPPED_OPTION_BYTES, MIN_BLOCK_BYTES,
@@ -10,8 +11,8 @@ use super::limits::{
 use super::negotiated::{Negotiated, transmission_flags};
 use super::option::{ClientOption, Info, InfoRequest, MetaQuery, OptionHeader, OptionReply};
 use super::types::{
-    BASE_ALLOCATION, ClientFlags, ContextId, ExportInfo, ExportName, HandshakeFlags, InfoKind,
-    OptionCode, ReplyCode,
+    ClientFlags, ExportInfo, ExportName, HandshakeFlags, HeaderStyle, InfoKind, OptionCode,
+    ReplyCode, TransmissionFlags,
 };
 use super::wire::{Reader, Writer};
 
@@ -19,12 +20,23 @@ use super::wire::{Reader, Writer};
 pub(crate) const SERVER_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// What the server offers in its greeting.
 const OFFERED: HandshakeFlags = HandshakeFlags::FIXED_NEWSTYLE.with(HandshakeFlags::NO_ZEROES);
-/// The number of the one metadata context there is.
-const BASE_ALLOCATION_ID: ContextId = ContextId(0);
 /// The reserved bytes after `NBD_OPT_EXPORT_NAME`.
 const EXPORT_NAME_PADDING: usize = 124;
-/// Queries that mean every context of the specification.
-const BASE_NAMESPACE: &str = "base:";
+
+/// What a server is willing to negotiate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// 64-bit lengths, for clients that ask for them; else the option is not known.
+    pub extended_headers: bool,
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self {
+            extended_headers: true,
+        }
+    }
+}
 
 /// What an export is looked up for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +85,7 @@ enum State {
     },
     AwaitExport {
         code: OptionCode,
-        request: InfoRequest,
+        about: About,
     },
     AwaitList,
     /// Both sides agree; the caller learns it with the next step.
@@ -82,6 +94,15 @@ enum State {
     Closing,
     /// `Negotiated` or `Close` was returned.
     Over,
+}
+
+/// Why an export was asked for.
+#[derive(Debug)]
+enum About {
+    /// INFO, GO and `EXPORT_NAME`.
+    Export(InfoRequest),
+    /// `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
+    Contexts(MetaQuery),
 }
 
 /// The server's side of a handshake (NBD proto, "Handshake phase").
@@ -95,23 +116,24 @@ enum State {
 pub struct Handshake {
     state: State,
     output: BytesMut,
+    offer: Offer,
     options_seen: u32,
     no_zeroes: bool,
-    structured_replies: bool,
-    /// The export for which `base:allocation` was set. It counts for that name only.
-    meta_context_for: Option<ExportName>,
+    style: HeaderStyle,
+    /// The contexts that were set, and the export for which: they count for that name only.
+    contexts: Option<(ExportName, Vec<SelectedContext>)>,
 }
 
 impl Default for Handshake {
     fn default() -> Self {
-        Self::new()
+        Self::new(Offer::default())
     }
 }
 
 impl Handshake {
     /// A handshake whose greeting waits in the output.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(offer: Offer) -> Self {
         let mut output = BytesMut::new();
         Writer::new(&mut output)
             .u64(SERVER_MAGIC)
@@ -120,10 +142,11 @@ impl Handshake {
         Self {
             state: State::ClientFlags,
             output,
+            offer,
             options_seen: 0,
             no_zeroes: false,
-            structured_replies: false,
-            meta_context_for: None,
+            style: HeaderStyle::Simple,
+            contexts: None,
         }
     }
 
@@ -214,6 +237,10 @@ impl Handshake {
         if self.options_seen > MAX_OPTIONS {
             return Err(ProtocolError::TooManyOptions { max: MAX_OPTIONS });
         }
+        if header.code == OptionCode::SET_META_CONTEXT {
+            // Also when it will be refused: the last query counts, not the last that was accepted.
+            self.contexts = None;
+        }
         // EXPORT_NAME has no way to tell an error, so that its excess ends the connection, too.
         let max = if header.code == OptionCode::EXPORT_NAME {
             MAX_OPTION_BYTES
@@ -239,6 +266,10 @@ impl Handshake {
     }
 
     fn option(&mut self, code: OptionCode, payload: &[u8]) -> Result<Option<Step>, ProtocolError> {
+        if code == OptionCode::EXTENDED_HEADERS && !self.offer.extended_headers {
+            self.refuse_unknown(code);
+            return Ok(None);
+        }
         let option = match ClientOption::parse(code, payload) {
             Ok(option) => option,
             Err(error) if code == OptionCode::EXPORT_NAME => return Err(error),
@@ -249,16 +280,19 @@ impl Handshake {
         };
         self.state = State::OptionHeader;
         Ok(match option {
-            ClientOption::ExportName(name) => Some(self.find(
-                code,
-                InfoRequest {
-                    name,
-                    kinds: Vec::new(),
-                },
-                ExportPurpose::Use,
-            )),
-            ClientOption::Go(request) => Some(self.find(code, request, ExportPurpose::Use)),
-            ClientOption::Info(request) => Some(self.find(code, request, ExportPurpose::Inspect)),
+            // The client must not ask this way any more, and there is no error to tell.
+            ClientOption::ExportName(_) if self.style == HeaderStyle::Extended => {
+                self.state = State::Closing;
+                None
+            }
+            ClientOption::ExportName(name) => {
+                let kinds = Vec::new();
+                let request = InfoRequest { name, kinds };
+                Some(self.find(code, About::Export(request)))
+            }
+            ClientOption::Go(request) | ClientOption::Info(request) => {
+                Some(self.find(code, About::Export(request)))
+            }
             ClientOption::List => {
                 self.state = State::AwaitList;
                 Some(Step::ListExports)
@@ -269,65 +303,86 @@ impl Handshake {
                 None
             }
             ClientOption::StructuredReply => {
-                self.structured_replies = true;
+                self.structured_replies(code);
+                None
+            }
+            ClientOption::ExtendedHeaders => {
+                self.style = HeaderStyle::Extended;
                 self.reply(code, &OptionReply::Ack);
                 None
             }
-            ClientOption::ListMetaContext(query) => {
-                self.meta_contexts(code, &query);
-                None
-            }
-            ClientOption::SetMetaContext(query) => {
-                // Also when refused: the last query counts, not the last that was accepted.
-                self.meta_context_for = None;
-                if self.meta_contexts(code, &query) {
-                    self.meta_context_for = Some(query.name);
+            ClientOption::ListMetaContext(query) | ClientOption::SetMetaContext(query) => {
+                if self.style.has_chunks() {
+                    Some(self.find(code, About::Contexts(query)))
+                } else {
+                    let text = "structured replies come first";
+                    self.refuse(code, ReplyCode::ERR_INVALID, text);
+                    None
                 }
-                None
             }
             ClientOption::Unsupported(code) => {
-                self.refuse(code, ReplyCode::ERR_UNSUP, "option not supported");
+                self.refuse_unknown(code);
                 None
             }
         })
     }
 
-    fn find(&mut self, code: OptionCode, request: InfoRequest, purpose: ExportPurpose) -> Step {
-        let name = request.name.clone();
-        self.state = State::AwaitExport { code, request };
+    fn structured_replies(&mut self, code: OptionCode) {
+        if self.style == HeaderStyle::Extended {
+            let text = "extended headers are agreed already";
+            self.refuse(code, ReplyCode::ERR_EXT_HEADER_REQD, text);
+        } else {
+            self.style = HeaderStyle::Structured;
+            self.reply(code, &OptionReply::Ack);
+        }
+    }
+
+    fn refuse_unknown(&mut self, code: OptionCode) {
+        self.refuse(code, ReplyCode::ERR_UNSUP, "option not supported");
+    }
+
+    fn find(&mut self, code: OptionCode, about: About) -> Step {
+        let purpose = match code {
+            OptionCode::GO | OptionCode::EXPORT_NAME => ExportPurpose::Use,
+            _ => ExportPurpose::Inspect,
+        };
+        let name = match &about {
+            About::Export(request) => request.name.clone(),
+            About::Contexts(query) => query.name.clone(),
+        };
+        self.state = State::AwaitExport { code, about };
         Step::FindExport(name, purpose)
     }
 
-    /// Answers a query about contexts; every export has the same ones, and GO tells whether the
-    /// export exists. Returns whether `base:allocation` was among the answers.
-    fn meta_contexts(&mut self, code: OptionCode, query: &MetaQuery) -> bool {
-        if !self.structured_replies {
-            self.refuse(
-                code,
-                ReplyCode::ERR_INVALID,
-                "structured replies come first",
-            );
-            return false;
-        }
+    /// Answers a query about the contexts of an export.
+    fn meta_contexts(&mut self, code: OptionCode, query: MetaQuery, contexts: Vec<MetaContext>) {
         let listing = code == OptionCode::LIST_META_CONTEXT;
         let all = listing && query.queries.is_empty();
-        let found = all
-            || query
-                .queries
-                .iter()
-                .any(|query| query == BASE_ALLOCATION || (listing && query == BASE_NAMESPACE));
-        if found {
-            let name = BASE_ALLOCATION.to_owned();
-            self.reply(
-                code,
-                &OptionReply::MetaContext {
-                    id: BASE_ALLOCATION_ID,
-                    name,
-                },
-            );
+        let mut selected = Vec::new();
+        for (id, context) in (0..).map(ContextId).zip(contexts) {
+            let mut queries = query.queries.iter();
+            if all || queries.any(|query| context.is_meant_by(query, listing)) {
+                selected.push(SelectedContext { id, context });
+            }
+        }
+        for SelectedContext { id, context } in &selected {
+            // In a listing the number is reserved (NBD proto, `NBD_OPT_LIST_META_CONTEXT`).
+            let id = if listing { ContextId(0) } else { *id };
+            let name = context.name();
+            self.reply(code, &OptionReply::MetaContext { id, name });
         }
         self.reply(code, &OptionReply::Ack);
-        found
+        if !listing {
+            self.contexts = Some((query.name, selected));
+        }
+    }
+
+    /// The contexts that were set for this export.
+    fn contexts_for(&self, name: &ExportName) -> Vec<SelectedContext> {
+        match &self.contexts {
+            Some((set_for, contexts)) if set_for == name => contexts.clone(),
+            _ => Vec::new(),
+        }
     }
 
     /// Answers [`Step::FindExport`]: it exists.
@@ -336,12 +391,17 @@ impl Handshake {
     ///
     /// When no export was asked for: a bug of the caller.
     pub fn export_found(&mut self, info: ExportInfo) {
-        let State::AwaitExport { code, request } =
+        let State::AwaitExport { code, about } =
             std::mem::replace(&mut self.state, State::OptionHeader)
         else {
             panic!("no export was asked for")
         };
-        let flags = transmission_flags(&info, self.structured_replies);
+        let request = match about {
+            About::Export(request) => request,
+            About::Contexts(query) => return self.meta_contexts(code, query, info.contexts),
+        };
+        let contexts = self.contexts_for(&request.name);
+        let flags = transmission_flags(&info, self.style, !contexts.is_empty());
         if code == OptionCode::EXPORT_NAME {
             let padding = if self.no_zeroes {
                 0
@@ -353,24 +413,28 @@ impl Handshake {
                 .u16(flags.0)
                 .zeroes(padding);
         } else {
-            self.export_info(code, &request, &info);
+            self.export_info(code, &request, &info, flags);
         }
         if code == OptionCode::INFO {
             return;
         }
-        let context_set = self.meta_context_for.as_ref() == Some(&request.name);
         self.state = State::Agreed(Box::new(Negotiated {
             name: request.name,
             info,
             flags,
-            structured_replies: self.structured_replies,
-            base_allocation: context_set.then_some(BASE_ALLOCATION_ID),
+            style: self.style,
+            contexts,
         }));
     }
 
-    fn export_info(&mut self, code: OptionCode, request: &InfoRequest, info: &ExportInfo) {
+    fn export_info(
+        &mut self,
+        code: OptionCode,
+        request: &InfoRequest,
+        info: &ExportInfo,
+        flags: TransmissionFlags,
+    ) {
         let wants = |kind| request.kinds.contains(&kind);
-        let flags = transmission_flags(info, self.structured_replies);
         if wants(InfoKind::BLOCK_SIZE) {
             let sizes = Info::BlockSize {
                 minimum: MIN_BLOCK_BYTES,
@@ -384,7 +448,8 @@ impl Handshake {
             flags,
         };
         self.reply(code, &OptionReply::Info(export));
-        if wants(InfoKind::NAME) {
+        // The empty name means an export whose own name is another one.
+        if wants(InfoKind::NAME) && !request.name.as_str().is_empty() {
             let name = Info::Name(request.name.as_str().to_owned());
             self.reply(code, &OptionReply::Info(name));
         }
@@ -402,18 +467,20 @@ impl Handshake {
     ///
     /// When no export was asked for: a bug of the caller.
     pub fn export_refused(&mut self, why: &Refusal) {
-        let State::AwaitExport { code, request } =
+        let State::AwaitExport { code, about } =
             std::mem::replace(&mut self.state, State::OptionHeader)
         else {
             panic!("no export was asked for")
         };
+        let (About::Export(InfoRequest { name, .. }) | About::Contexts(MetaQuery { name, .. })) =
+            about;
         if code == OptionCode::EXPORT_NAME {
             self.state = State::Closing;
             return;
         }
         match why {
             Refusal::Unknown => {
-                let text = format!("unknown export name={:?}", request.name.as_str());
+                let text = format!("unknown export name={:?}", name.as_str());
                 self.refuse(code, ReplyCode::ERR_UNKNOWN, &text);
             }
             Refusal::Policy(text) => self.refuse(code, ReplyCode::ERR_POLICY, text),

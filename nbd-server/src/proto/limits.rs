@@ -50,8 +50,16 @@ pub const ZERO_PIECE_BYTES: u32 = 32 * 1024 * 1024;
 /// nothing else, and an error cuts the connection or the chunk.
 pub const MAX_GATHERED_BYTES: u32 = 2 * 1024 * 1024;
 
-/// Block descriptors in one reply; the client asks again for the rest.
+/// Block descriptors of one context in one reply; the client asks again for the rest.
 pub const MAX_DESCRIPTORS: usize = 8192;
+
+/// What an export is asked about in one call for a block status, at most: the longest range of a
+/// compact request.
+pub const EXTENTS_PIECE_BYTES: u64 = 1 << 32;
+
+/// Calls for one block status. With 64-bit lengths a client asks about a whole device; it is told
+/// about a prefix, and other requests find their turn.
+pub const MAX_EXTENTS_CALLS: u32 = 64;
 
 /// Longest payload of a reply chunk that carries no data (errors, block status), as a client takes it.
 pub const MAX_CHUNK_BYTES: u32 = 1024 * 1024;

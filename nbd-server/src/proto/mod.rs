@@ -3,6 +3,7 @@
 //! Nothing here knows sockets, clocks or tasks; `cargo check --no-default-features` keeps it so.
 //! In reading order:
 
+mod context;
 pub mod limits;
 mod types;
 mod wire;
@@ -18,9 +19,13 @@ mod negotiated;
 
 pub mod client;
 
-pub use admission::{Command, Refused, admit};
+pub use admission::{Command, Refused, admit, admit_filtered};
+pub use context::{
+    ALLOCATION_DEPTH, BASE_ALLOCATION, BlockDescriptor, ContextId, Extent, MetaContext,
+    SelectedContext,
+};
 pub use error::ProtocolError;
-pub use handshake::{ExportPurpose, Handshake, Refusal, Step};
+pub use handshake::{ExportPurpose, Handshake, Offer, Refusal, Step};
 pub use negotiated::Negotiated;
 pub use option::{
     ClientOption, Info, InfoRequest, MetaQuery, OptionHeader, OptionReply, OptionReplyHeader,
@@ -30,7 +35,7 @@ pub use reply::{
 };
 pub use request::Request;
 pub use types::{
-    BASE_ALLOCATION, BlockDescriptor, ByteRange, ChunkFlags, ChunkKind, ClientFlags, CommandCode,
-    CommandFlags, ContextId, Cookie, ErrorCode, ExportInfo, ExportName, Extent, HandshakeFlags,
-    InfoKind, NameError, OptionCode, ReplyCode, TransmissionFlags, Zero,
+    ByteRange, ChunkFlags, ChunkKind, ClientFlags, CommandCode, CommandFlags, Cookie, ErrorCode,
+    ExportInfo, ExportName, HandshakeFlags, HeaderStyle, InfoKind, NameError, OptionCode,
+    ReplyCode, RequestId, TransmissionFlags, Zero,
 };

@@ -3,9 +3,10 @@
 
 use bytes::BytesMut;
 
+use super::context::ContextId;
 use super::error::ProtocolError;
 use super::limits::{MAX_OPTION_REPLY_BYTES, MAX_STRING_BYTES};
-use super::types::{ContextId, ExportName, InfoKind, OptionCode, ReplyCode, TransmissionFlags};
+use super::types::{ExportName, InfoKind, OptionCode, ReplyCode, TransmissionFlags};
 use super::wire::{Reader, Writer, len_u32};
 
 /// `IHAVEOPT`.
@@ -72,6 +73,8 @@ pub enum ClientOption {
     List,
     /// Structured replies from now on.
     StructuredReply,
+    /// 64-bit lengths from now on.
+    ExtendedHeaders,
     /// Tell about an export.
     Info(InfoRequest),
     /// Tell about an export and begin transmission.
@@ -102,6 +105,9 @@ impl ClientOption {
             OptionCode::STRUCTURED_REPLY => {
                 empty("STRUCTURED_REPLY option", payload, Self::StructuredReply)?
             }
+            OptionCode::EXTENDED_HEADERS => {
+                empty("EXTENDED_HEADERS option", payload, Self::ExtendedHeaders)?
+            }
             OptionCode::INFO => Self::Info(InfoRequest::parse("INFO option", payload)?),
             OptionCode::GO => Self::Go(InfoRequest::parse("GO option", payload)?),
             OptionCode::LIST_META_CONTEXT => {
@@ -122,6 +128,7 @@ impl ClientOption {
             Self::Abort => OptionCode::ABORT,
             Self::List => OptionCode::LIST,
             Self::StructuredReply => OptionCode::STRUCTURED_REPLY,
+            Self::ExtendedHeaders => OptionCode::EXTENDED_HEADERS,
             Self::Info(_) => OptionCode::INFO,
             Self::Go(_) => OptionCode::GO,
             Self::ListMetaContext(_) => OptionCode::LIST_META_CONTEXT,
@@ -142,7 +149,11 @@ impl ClientOption {
             Self::ListMetaContext(query) | Self::SetMetaContext(query) => {
                 query.encode(&mut writer);
             }
-            Self::Abort | Self::List | Self::StructuredReply | Self::Unsupported(_) => {}
+            Self::Abort
+            | Self::List
+            | Self::StructuredReply
+            | Self::ExtendedHeaders
+            | Self::Unsupported(_) => {}
         }
         Writer::new(out)
             .u64(OPTION_MAGIC)

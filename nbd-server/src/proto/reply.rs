@@ -3,16 +3,18 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::context::{BlockDescriptor, ContextId, Extent, MetaContext, SelectedContext};
 use super::error::ProtocolError;
 use super::option::clip;
-use super::types::{BlockDescriptor, ChunkFlags, ChunkKind, ContextId, Cookie, ErrorCode, Extent};
-use super::wire::{ArrayWriter, Reader, Writer};
+use super::types::{ChunkFlags, ChunkKind, Cookie, ErrorCode, HeaderStyle, RequestId};
+use super::wire::{ArrayWriter, Reader, Writer, len_u32};
 
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
-/// The longest head: a structured header and the offset of a data chunk.
-const MAX_HEAD_BYTES: usize = 28;
+/// The longest head: an extended header and the offset of a data chunk.
+const MAX_HEAD_BYTES: usize = 40;
 
 /// The bytes of a reply before its payload.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +24,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// A simple reply. On success of a READ the data follows, else nothing.
+    /// A simple reply. On success of a READ the data follows, else nothing. Extended headers have no
+    /// such reply.
     #[must_use]
     pub fn simple(cookie: Cookie, error: ErrorCode) -> Self {
         let writer = ArrayWriter::new()
@@ -32,32 +35,68 @@ impl Head {
         Self::from_writer(writer)
     }
 
-    /// A chunk of any kind whose `payload_bytes` follow.
+    /// The whole answer to a request that succeeded and has no data.
     #[must_use]
-    pub fn chunk(kind: ChunkKind, cookie: Cookie, payload_bytes: u32, done: bool) -> Self {
-        Self::from_writer(Self::chunk_writer(kind, cookie, payload_bytes, done))
+    pub fn success(style: HeaderStyle, id: RequestId) -> Self {
+        match style {
+            HeaderStyle::Simple | HeaderStyle::Structured => {
+                Self::simple(id.cookie, ErrorCode::NONE)
+            }
+            HeaderStyle::Extended => Self::chunk(style, ChunkKind::NONE, id, 0, true),
+        }
+    }
+
+    /// A chunk of any kind whose `payload_bytes` follow; where [`HeaderStyle::has_chunks`].
+    #[must_use]
+    pub fn chunk(
+        style: HeaderStyle,
+        kind: ChunkKind,
+        id: RequestId,
+        payload_bytes: u32,
+        done: bool,
+    ) -> Self {
+        Self::from_writer(Self::chunk_writer(style, kind, id, payload_bytes, done))
     }
 
     /// A chunk of data that begins at `offset` of the device; `data_bytes` follow.
     #[must_use]
-    pub fn data(cookie: Cookie, offset: u64, data_bytes: u32, done: bool) -> Self {
+    pub fn data(
+        style: HeaderStyle,
+        id: RequestId,
+        offset: u64,
+        data_bytes: u32,
+        done: bool,
+    ) -> Self {
         let payload_bytes = data_bytes.saturating_add(8);
-        let writer = Self::chunk_writer(ChunkKind::OFFSET_DATA, cookie, payload_bytes, done);
+        let kind = ChunkKind::OFFSET_DATA;
+        let writer = Self::chunk_writer(style, kind, id, payload_bytes, done);
         Self::from_writer(writer.u64(offset))
     }
 
     fn chunk_writer(
+        style: HeaderStyle,
         kind: ChunkKind,
-        cookie: Cookie,
+        id: RequestId,
         payload_bytes: u32,
         done: bool,
     ) -> ArrayWriter<MAX_HEAD_BYTES> {
-        ArrayWriter::new()
-            .u32(STRUCTURED_REPLY_MAGIC)
-            .u16(ChunkFlags::EMPTY.with_if(done, ChunkFlags::DONE).0)
+        let flags = ChunkFlags::EMPTY.with_if(done, ChunkFlags::DONE);
+        let extended = style == HeaderStyle::Extended;
+        let magic = if extended {
+            EXTENDED_REPLY_MAGIC
+        } else {
+            STRUCTURED_REPLY_MAGIC
+        };
+        let writer = ArrayWriter::new()
+            .u32(magic)
+            .u16(flags.0)
             .u16(kind.0)
-            .u64(cookie.0)
-            .u32(payload_bytes)
+            .u64(id.cookie.0);
+        if extended {
+            writer.u64(id.offset).u64(payload_bytes.into())
+        } else {
+            writer.u32(payload_bytes)
+        }
     }
 
     fn from_writer(writer: ArrayWriter<MAX_HEAD_BYTES>) -> Self {
@@ -85,45 +124,67 @@ pub fn error_payload(code: ErrorCode, text: &str) -> Bytes {
     out.freeze()
 }
 
-/// The payload of a block status chunk: the extents from the start of the request, equal
-/// neighbours joined, cut at `max_bytes` in all and `max_descriptors`. Returns `None` when there is
-/// no byte to describe.
+/// The payload of a block status chunk, whose kind is [`ChunkKind::block_status`]: what the context
+/// says of the extents, which begin where the request does, equal neighbours joined, cut at
+/// `max_bytes` in all and `max_descriptors`. Returns `None` when there is no byte to describe.
 #[must_use]
 pub fn block_status_payload(
-    context: ContextId,
+    style: HeaderStyle,
+    selected: &SelectedContext,
     extents: &[Extent],
-    max_bytes: u32,
+    max_bytes: u64,
     max_descriptors: usize,
 ) -> Option<Bytes> {
-    let mut descriptors: Vec<BlockDescriptor> = Vec::new();
-    let mut left = max_bytes;
-    for extent in extents {
-        let len_bytes = u32::try_from(extent.len_bytes)
-            .unwrap_or(u32::MAX)
-            .min(left);
-        if len_bytes == 0 {
-            continue;
-        }
-        let status = extent.status();
-        let full = descriptors.len() == max_descriptors;
-        match descriptors.last_mut() {
-            // No overflow: the sum of all lengths is at most `max_bytes`.
-            Some(last) if last.status == status => last.len_bytes += len_bytes,
-            _ if full => break,
-            _ => descriptors.push(BlockDescriptor { len_bytes, status }),
-        }
-        left -= len_bytes;
-    }
+    let wide = style == HeaderStyle::Extended;
+    let max_bytes = if wide {
+        max_bytes
+    } else {
+        max_bytes.min(u32::MAX.into())
+    };
+    let descriptors = describe(&selected.context, extents, max_bytes, max_descriptors);
     if descriptors.is_empty() {
         return None;
     }
-    let mut out = BytesMut::with_capacity(4 + 8 * descriptors.len());
+    let mut out = BytesMut::with_capacity(8 + 16 * descriptors.len());
     let mut writer = Writer::new(&mut out);
-    writer.u32(context.0);
-    for descriptor in descriptors {
-        writer.u32(descriptor.len_bytes).u32(descriptor.status);
+    writer.u32(selected.id.0);
+    if wide {
+        writer.u32(len_u32(descriptors.len()));
+    }
+    for (len_bytes, status) in descriptors {
+        match u32::try_from(len_bytes) {
+            Ok(len_bytes) if !wide => writer.u32(len_bytes).u32(status),
+            _ => writer.u64(len_bytes).u64(status.into()),
+        };
     }
     Some(out.freeze())
+}
+
+/// Lengths and states, at least one byte each.
+fn describe(
+    context: &MetaContext,
+    extents: &[Extent],
+    max_bytes: u64,
+    max_descriptors: usize,
+) -> Vec<(u64, u32)> {
+    let mut descriptors: Vec<(u64, u32)> = Vec::new();
+    let mut left = max_bytes;
+    for extent in extents {
+        let len_bytes = extent.len_bytes.min(left);
+        if len_bytes == 0 {
+            continue;
+        }
+        let status = context.status(extent);
+        let full = descriptors.len() == max_descriptors;
+        match descriptors.last_mut() {
+            // No overflow: the sum of all lengths is at most `max_bytes`.
+            Some(last) if last.1 == status => last.0 += len_bytes,
+            _ if full => break,
+            _ => descriptors.push((len_bytes, status)),
+        }
+        left -= len_bytes;
+    }
+    descriptors
 }
 
 /// The first four bytes of a reply: they tell which header comes.
@@ -133,6 +194,8 @@ pub enum ReplyPreamble {
     Simple,
     /// 20 bytes in all.
     Structured,
+    /// 32 bytes in all.
+    Extended,
 }
 
 impl ReplyPreamble {
@@ -143,15 +206,22 @@ impl ReplyPreamble {
     ///
     /// # Errors
     ///
-    /// Neither magic: the stream has lost its frame.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ProtocolError> {
+    /// Not a magic of this style: the stream has lost its frame, or the server speaks another style
+    /// than it agreed to.
+    pub fn parse(style: HeaderStyle, bytes: &[u8]) -> Result<Self, ProtocolError> {
         let found = Reader::new("reply", bytes).u32()?;
-        match found {
-            SIMPLE_REPLY_MAGIC => Ok(Self::Simple),
-            STRUCTURED_REPLY_MAGIC => Ok(Self::Structured),
+        let expected = match style {
+            HeaderStyle::Simple => SIMPLE_REPLY_MAGIC,
+            HeaderStyle::Structured => STRUCTURED_REPLY_MAGIC,
+            HeaderStyle::Extended => EXTENDED_REPLY_MAGIC,
+        };
+        match (found, style) {
+            (EXTENDED_REPLY_MAGIC, HeaderStyle::Extended) => Ok(Self::Extended),
+            (STRUCTURED_REPLY_MAGIC, HeaderStyle::Structured) => Ok(Self::Structured),
+            (SIMPLE_REPLY_MAGIC, HeaderStyle::Simple | HeaderStyle::Structured) => Ok(Self::Simple),
             _ => Err(ProtocolError::BadMagic {
                 structure: "reply",
-                expected: SIMPLE_REPLY_MAGIC.into(),
+                expected: expected.into(),
                 found: found.into(),
             }),
         }
@@ -163,11 +233,12 @@ impl ReplyPreamble {
         match self {
             Self::Simple => 16,
             Self::Structured => 20,
+            Self::Extended => 32,
         }
     }
 }
 
-/// The header of a structured reply chunk.
+/// The header of a reply chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHeader {
     /// Whether more chunks of this request come.
@@ -176,8 +247,10 @@ pub struct ChunkHeader {
     pub kind: ChunkKind,
     /// Which request is answered.
     pub cookie: Cookie,
+    /// Where that request begins; extended headers only.
+    pub offset: Option<u64>,
     /// Length of the payload that follows.
-    pub len_bytes: u32,
+    pub len_bytes: u64,
 }
 
 /// The header of a reply.
@@ -200,8 +273,8 @@ impl ReplyHeader {
     /// # Errors
     ///
     /// The magic is wrong, or the length is another one.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ProtocolError> {
-        let preamble = ReplyPreamble::parse(bytes)?;
+    pub fn parse(style: HeaderStyle, bytes: &[u8]) -> Result<Self, ProtocolError> {
+        let preamble = ReplyPreamble::parse(style, bytes)?;
         let mut reader = Reader::new("reply header", bytes);
         reader.u32()?;
         let header = match preamble {
@@ -216,7 +289,15 @@ impl ReplyHeader {
                 flags: ChunkFlags(reader.u16()?),
                 kind: ChunkKind(reader.u16()?),
                 cookie: Cookie(reader.u64()?),
-                len_bytes: reader.u32()?,
+                offset: None,
+                len_bytes: reader.u32()?.into(),
+            }),
+            ReplyPreamble::Extended => Self::Chunk(ChunkHeader {
+                flags: ChunkFlags(reader.u16()?),
+                kind: ChunkKind(reader.u16()?),
+                cookie: Cookie(reader.u64()?),
+                offset: Some(reader.u64()?),
+                len_bytes: reader.u64()?,
             }),
         };
         reader.finish()?;
@@ -246,42 +327,49 @@ pub(crate) fn parse_error(bytes: &[u8]) -> Result<(ErrorCode, String), ProtocolE
     Ok((code, text))
 }
 
-/// Context and descriptors of a block status chunk.
+/// Context and descriptors of a block status chunk, of 64 bits each when `wide`.
 pub(crate) fn parse_block_status(
+    wide: bool,
     bytes: &[u8],
 ) -> Result<(ContextId, Vec<BlockDescriptor>), ProtocolError> {
+    let unexpected = |field, value| ProtocolError::Unexpected {
+        structure: "block status chunk",
+        field,
+        value,
+    };
     let mut reader = Reader::new("block status chunk", bytes);
     let context = ContextId(reader.u32()?);
+    let announced = if wide { Some(reader.u32()?) } else { None };
     let mut descriptors = Vec::with_capacity(reader.remaining() / 8);
     while reader.remaining() > 0 {
-        let descriptor = BlockDescriptor {
-            len_bytes: reader.u32()?,
-            status: reader.u32()?,
+        let descriptor = if wide {
+            BlockDescriptor {
+                len_bytes: reader.u64()?,
+                status: reader.u64()?,
+            }
+        } else {
+            BlockDescriptor {
+                len_bytes: reader.u32()?.into(),
+                status: reader.u32()?.into(),
+            }
         };
         if descriptor.len_bytes == 0 {
-            return Err(ProtocolError::Unexpected {
-                structure: "block status chunk",
-                field: "descriptor length",
-                value: 0,
-            });
+            return Err(unexpected("descriptor length", 0));
         }
         descriptors.push(descriptor);
     }
-    if descriptors.is_empty() {
-        return Err(ProtocolError::Unexpected {
-            structure: "block status chunk",
-            field: "descriptor count",
-            value: 0,
-        });
+    let found = len_u32(descriptors.len());
+    if found == 0 || announced.is_some_and(|announced| announced != found) {
+        return Err(unexpected("descriptor count", found.into()));
     }
     Ok((context, descriptors))
 }
 
 /// The length of a structure as the error types want it.
-pub(crate) fn chunk_too_long(len_bytes: u32, max: u32) -> ProtocolError {
+pub(crate) fn chunk_too_long(len_bytes: u64, max: u32) -> ProtocolError {
     ProtocolError::TooBig {
         structure: "reply chunk",
-        value: len_bytes.into(),
+        value: len_bytes,
         max: max.into(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::context::MetaContext;
 use super::limits;
 
 /// Wire codes: a number with named values, which prints its name where it has one.
@@ -118,6 +119,8 @@ flags! {
         SEND_CACHE = 10;
         /// The `FAST_ZERO` flag is understood.
         SEND_FAST_ZERO = 11;
+        /// `BLOCK_STATUS` takes a payload that picks contexts (extended headers only).
+        BLOCK_STATUS_PAYLOAD = 12;
     }
 }
 
@@ -134,7 +137,7 @@ flags! {
         REQ_ONE = 3;
         /// Fail at once rather than zero slowly.
         FAST_ZERO = 4;
-        /// Extended headers only.
+        /// The length is that of a payload (extended headers only).
         PAYLOAD_LEN = 5;
     }
 }
@@ -204,6 +207,8 @@ codes! {
         ERR_BLOCK_SIZE_REQD = 0x8000_0008, "ERR_BLOCK_SIZE_REQD";
         /// The option is too long.
         ERR_TOO_BIG = 0x8000_0009, "ERR_TOO_BIG";
+        /// Extended headers are agreed, or come first.
+        ERR_EXT_HEADER_REQD = 0x8000_000a, "ERR_EXT_HEADER_REQD";
     }
 }
 
@@ -264,6 +269,8 @@ codes! {
         OFFSET_HOLE = 2, "OFFSET_HOLE";
         /// Block descriptors of one context.
         BLOCK_STATUS = 5, "BLOCK_STATUS";
+        /// Block descriptors of one context, 64 bits wide.
+        BLOCK_STATUS_EXT = 6, "BLOCK_STATUS_EXT";
         /// An error.
         ERROR = 0x8001, "ERROR";
         /// An error at an offset.
@@ -276,6 +283,15 @@ impl ChunkKind {
     #[must_use]
     pub const fn is_error(self) -> bool {
         self.0 & 0x8000 != 0
+    }
+
+    /// The kind that carries block descriptors in this style; only one of them is allowed.
+    #[must_use]
+    pub const fn block_status(style: HeaderStyle) -> Self {
+        match style {
+            HeaderStyle::Simple | HeaderStyle::Structured => Self::BLOCK_STATUS,
+            HeaderStyle::Extended => Self::BLOCK_STATUS_EXT,
+        }
     }
 }
 
@@ -307,12 +323,42 @@ codes! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cookie(pub u64);
 
-/// The server's number for a metadata context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ContextId(pub u32);
+/// What a reply repeats of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    /// The client's name for it.
+    pub cookie: Cookie,
+    /// Where the request begins; only extended headers repeat it.
+    pub offset: u64,
+}
 
-/// The metadata context of the specification: holes and zeroes.
-pub const BASE_ALLOCATION: &str = "base:allocation";
+/// How requests and replies begin, as the handshake has settled it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HeaderStyle {
+    /// Compact requests; every answer is one simple reply.
+    Simple,
+    /// Compact requests; READ, `BLOCK_STATUS` and errors are answered in chunks.
+    Structured,
+    /// 64-bit lengths; every answer comes in chunks (NBD proto, extension `EXTENDED_HEADERS`).
+    Extended,
+}
+
+impl HeaderStyle {
+    /// Whether answers may come in chunks.
+    #[must_use]
+    pub const fn has_chunks(self) -> bool {
+        !matches!(self, Self::Simple)
+    }
+
+    /// Length of a request header.
+    #[must_use]
+    pub const fn request_bytes(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => 28,
+            Self::Extended => 32,
+        }
+    }
+}
 
 /// Why a string is no export name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -418,6 +464,8 @@ pub struct ExportInfo {
     pub fast_zero: bool,
     /// A sentence for humans; empty for none.
     pub description: String,
+    /// What block status can be asked about; the number of a context on the wire is its place here.
+    pub contexts: Vec<MetaContext>,
 }
 
 /// What zeroing may leave behind.
@@ -427,44 +475,6 @@ pub enum Zero {
     MayUnmap,
     /// An allocation stays (`NBD_CMD_FLAG_NO_HOLE`).
     KeepAllocated,
-}
-
-/// One run of equal state: the two bits of `base:allocation`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Length of the run, not 0.
-    pub len_bytes: u64,
-    /// Not allocated in the storage behind.
-    pub hole: bool,
-    /// Reads as zero.
-    pub reads_zero: bool,
-}
-
-impl Extent {
-    /// `NBD_STATE_HOLE` and `NBD_STATE_ZERO`.
-    #[must_use]
-    pub fn status(self) -> u32 {
-        u32::from(self.hole) | (u32::from(self.reads_zero) << 1)
-    }
-
-    /// The run that a descriptor of `base:allocation` tells of; other bits mean nothing.
-    #[must_use]
-    pub fn from_descriptor(descriptor: BlockDescriptor) -> Self {
-        Self {
-            len_bytes: descriptor.len_bytes.into(),
-            hole: descriptor.status & 1 != 0,
-            reads_zero: descriptor.status & 2 != 0,
-        }
-    }
-}
-
-/// One run of a block status reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockDescriptor {
-    /// Length of the run, not 0.
-    pub len_bytes: u32,
-    /// Meaning given by the metadata context.
-    pub status: u32,
 }
 
 #[cfg(test)]

@@ -9,10 +9,12 @@ use tokio::sync::mpsc;
 use super::payload::{Allowance, Charge};
 use super::run::Fate;
 use super::write_replies::{Outgoing, Slot};
-use crate::proto::limits::{MAX_DESCRIPTORS, PIECE_BYTES, ZERO_PIECE_BYTES};
+use crate::proto::limits::{
+    EXTENTS_PIECE_BYTES, MAX_DESCRIPTORS, MAX_EXTENTS_CALLS, PIECE_BYTES, ZERO_PIECE_BYTES,
+};
 use crate::proto::{
-    ByteRange, ChunkKind, ContextId, Cookie, ErrorCode, Head, Negotiated, Zero,
-    block_status_payload, error_payload,
+    ByteRange, ChunkKind, ContextId, ErrorCode, Extent, Head, HeaderStyle, Negotiated, RequestId,
+    SelectedContext, Zero, block_status_payload, error_payload,
 };
 use crate::{Export, ExportError};
 
@@ -60,8 +62,8 @@ impl<E: Export> Context<E> {
     }
 
     /// Answers with success and no data.
-    pub(crate) async fn succeed(&self, cookie: Cookie, slot: Option<Slot>) {
-        let head = Some(Head::simple(cookie, ErrorCode::NONE));
+    pub(crate) async fn succeed(&self, id: RequestId, slot: Option<Slot>) {
+        let head = Some(Head::success(self.style(), id));
         self.send(Outgoing {
             head,
             payload: Bytes::new(),
@@ -74,7 +76,7 @@ impl<E: Export> Context<E> {
     /// Answers with an error; the text goes along where the client can take it.
     pub(crate) async fn fail(
         &self,
-        cookie: Cookie,
+        id: RequestId,
         code: ErrorCode,
         text: &str,
         slot: Option<Slot>,
@@ -85,9 +87,10 @@ impl<E: Export> Context<E> {
         } else {
             code
         };
-        let reply = if self.negotiated.structured_replies {
+        let style = self.style();
+        let reply = if style.has_chunks() {
             let payload = error_payload(code, text);
-            let head = Head::chunk(ChunkKind::ERROR, cookie, length(&payload), true);
+            let head = Head::chunk(style, ChunkKind::ERROR, id, length(&payload), true);
             Outgoing {
                 head: Some(head),
                 payload,
@@ -95,7 +98,7 @@ impl<E: Export> Context<E> {
                 slot,
             }
         } else {
-            let head = Some(Head::simple(cookie, code));
+            let head = Some(Head::simple(id.cookie, code));
             Outgoing {
                 head,
                 payload: Bytes::new(),
@@ -106,10 +109,14 @@ impl<E: Export> Context<E> {
         self.send(reply).await;
     }
 
+    fn style(&self) -> HeaderStyle {
+        self.negotiated.style
+    }
+
     /// Answers a READ in as many chunks as it has pieces.
-    pub(crate) async fn read_chunks(&self, cookie: Cookie, range: ByteRange, slot: Slot) {
+    pub(crate) async fn read_chunks(&self, id: RequestId, range: ByteRange, slot: Slot) {
         if range.len_bytes == 0 {
-            return self.read_nothing(cookie, slot).await;
+            return self.read_nothing(id, slot).await;
         }
         let mut slot = Some(slot);
         for piece in range.pieces(PIECE_BYTES) {
@@ -117,10 +124,10 @@ impl<E: Export> Context<E> {
             let charge = self.allowance.piece(len_bytes).await;
             let payload = match self.read_piece(piece).await {
                 Ok(payload) => payload,
-                Err(error) => return self.fail(cookie, error.code, "read failed", slot).await,
+                Err(error) => return self.fail(id, error.code, "read failed", slot).await,
             };
             let done = piece.end() == range.end();
-            let head = Some(Head::data(cookie, piece.offset, len_bytes, done));
+            let head = Some(Head::data(self.style(), id, piece.offset, len_bytes, done));
             let slot = if done { slot.take() } else { None };
             if !self
                 .send(Outgoing {
@@ -136,11 +143,13 @@ impl<E: Export> Context<E> {
         }
     }
 
-    async fn read_nothing(&self, cookie: Cookie, slot: Slot) {
-        let head = if self.negotiated.structured_replies {
-            Head::chunk(ChunkKind::NONE, cookie, 0, true)
+    async fn read_nothing(&self, id: RequestId, slot: Slot) {
+        let style = self.style();
+        // A READ is answered in chunks where there are chunks, also when there is nothing to say.
+        let head = if style.has_chunks() {
+            Head::chunk(style, ChunkKind::NONE, id, 0, true)
         } else {
-            Head::simple(cookie, ErrorCode::NONE)
+            Head::success(style, id)
         };
         let slot = Some(slot);
         self.send(Outgoing {
@@ -155,7 +164,7 @@ impl<E: Export> Context<E> {
     /// Answers a READ whose reply must be contiguous, from memory: an error can still be told.
     pub(crate) async fn read_gathered(
         &self,
-        cookie: Cookie,
+        id: RequestId,
         range: ByteRange,
         charge: Charge,
         slot: Slot,
@@ -177,7 +186,7 @@ impl<E: Export> Context<E> {
         };
         match payload {
             Ok(payload) => {
-                let head = Some(self.contiguous_head(cookie, range, true));
+                let head = Some(self.contiguous_head(id, range, true));
                 let (charge, slot) = (Some(charge), Some(slot));
                 self.send(Outgoing {
                     head,
@@ -188,8 +197,7 @@ impl<E: Export> Context<E> {
                 .await;
             }
             Err(error) => {
-                self.fail(cookie, error.code, "read failed", Some(slot))
-                    .await;
+                self.fail(id, error.code, "read failed", Some(slot)).await;
             }
         }
     }
@@ -199,8 +207,8 @@ impl<E: Export> Context<E> {
     ///
     /// Once the head has left, a chunk can only be padded, and a simple reply only be cut off (NBD
     /// proto, `NBD_CMD_READ`).
-    pub(crate) async fn read_streamed(&self, cookie: Cookie, range: ByteRange, slot: Slot) {
-        let mut head = Some(self.contiguous_head(cookie, range, false));
+    pub(crate) async fn read_streamed(&self, id: RequestId, range: ByteRange, slot: Slot) {
+        let mut head = Some(self.contiguous_head(id, range, false));
         let mut slot = Some(slot);
         let mut failure: Option<ErrorCode> = None;
         for piece in range.pieces(PIECE_BYTES) {
@@ -212,15 +220,15 @@ impl<E: Export> Context<E> {
             let payload = match payload {
                 Ok(payload) => payload,
                 Err(error) if head.is_some() => {
-                    return self.fail(cookie, error.code, "read failed", slot).await;
+                    return self.fail(id, error.code, "read failed", slot).await;
                 }
-                Err(_) if !self.negotiated.structured_replies => return self.fate.cut(),
+                Err(_) if !self.style().has_chunks() => return self.fate.cut(),
                 Err(error) => {
                     failure = Some(error.code);
                     zeroes(piece)
                 }
             };
-            let last = piece.end() == range.end() && !self.negotiated.structured_replies;
+            let last = piece.end() == range.end() && !self.style().has_chunks();
             let slot = if last { slot.take() } else { None };
             let head = head.take();
             if !self
@@ -236,9 +244,9 @@ impl<E: Export> Context<E> {
             }
         }
         match failure {
-            Some(code) => self.fail(cookie, code, "read failed", slot).await,
-            None if self.negotiated.structured_replies => {
-                let head = Some(Head::chunk(ChunkKind::NONE, cookie, 0, true));
+            Some(code) => self.fail(id, code, "read failed", slot).await,
+            None if self.style().has_chunks() => {
+                let head = Some(Head::chunk(self.style(), ChunkKind::NONE, id, 0, true));
                 self.send(Outgoing {
                     head,
                     payload: Bytes::new(),
@@ -252,11 +260,11 @@ impl<E: Export> Context<E> {
     }
 
     /// The head of a reply that carries the whole range; a chunk is `done` when no error can follow.
-    fn contiguous_head(&self, cookie: Cookie, range: ByteRange, done: bool) -> Head {
-        if self.negotiated.structured_replies {
-            Head::data(cookie, range.offset, short(range.len_bytes), done)
+    fn contiguous_head(&self, id: RequestId, range: ByteRange, done: bool) -> Head {
+        if self.style().has_chunks() {
+            Head::data(self.style(), id, range.offset, short(range.len_bytes), done)
         } else {
-            Head::simple(cookie, ErrorCode::NONE)
+            Head::success(self.style(), id)
         }
     }
 
@@ -281,49 +289,61 @@ impl<E: Export> Context<E> {
     /// Zeroes in bounded steps, so that other requests find their turn.
     pub(crate) async fn zero(
         &self,
-        cookie: Cookie,
+        id: RequestId,
         range: ByteRange,
         how: Zero,
         fua: bool,
         slot: Slot,
     ) {
-        let mut outcome = Ok(());
-        for piece in range.pieces(ZERO_PIECE_BYTES) {
-            outcome = self.export.zero(piece, how).await;
-            if outcome.is_err() {
-                break;
-            }
-        }
-        self.finish_change(("zero", cookie, range), outcome, fua, slot)
+        let outcome = self.in_steps(range, |piece| self.export.zero(piece, how));
+        let outcome = outcome.await;
+        self.finish_change(("zero", id, range), outcome, fua, slot)
             .await;
     }
 
-    /// Trims in bounded steps.
-    pub(crate) async fn trim(&self, cookie: Cookie, range: ByteRange, fua: bool, slot: Slot) {
-        let mut outcome = Ok(());
+    /// Changes a range, which may be the whole of a huge device, step by step; ends early when nobody
+    /// can be answered any more.
+    async fn in_steps<F>(
+        &self,
+        range: ByteRange,
+        step: impl Fn(ByteRange) -> F,
+    ) -> Result<(), ExportError>
+    where
+        F: Future<Output = Result<(), ExportError>>,
+    {
         for piece in range.pieces(ZERO_PIECE_BYTES) {
-            outcome = self.export.trim(piece).await;
-            if outcome.is_err() {
-                break;
+            if self.fate.was_cut() {
+                let message = "the session ended within the request";
+                return Err(ExportError::new(ErrorCode::SHUTDOWN, message));
             }
+            step(piece).await?;
+            // An export that never waits must not keep a thread from other requests.
+            tokio::task::yield_now().await;
         }
-        self.finish_change(("trim", cookie, range), outcome, fua, slot)
+        Ok(())
+    }
+
+    /// Trims in bounded steps.
+    pub(crate) async fn trim(&self, id: RequestId, range: ByteRange, fua: bool, slot: Slot) {
+        let outcome = self.in_steps(range, |piece| self.export.trim(piece));
+        let outcome = outcome.await;
+        self.finish_change(("trim", id, range), outcome, fua, slot)
             .await;
     }
 
     /// Makes everything durable that completed before.
-    pub(crate) async fn flush(&self, cookie: Cookie, slot: Slot) {
+    pub(crate) async fn flush(&self, id: RequestId, slot: Slot) {
         let whole = ByteRange {
             offset: 0,
             len_bytes: self.negotiated.info.size_bytes,
         };
-        self.finish_change(("flush", cookie, whole), Ok(()), true, slot)
+        self.finish_change(("flush", id, whole), Ok(()), true, slot)
             .await;
     }
 
     async fn finish_change(
         &self,
-        (what, cookie, range): (&'static str, Cookie, ByteRange),
+        (what, id, range): (&'static str, RequestId, ByteRange),
         mut outcome: Result<(), ExportError>,
         flush: bool,
         slot: Slot,
@@ -332,48 +352,122 @@ impl<E: Export> Context<E> {
             outcome = self.export.flush().await;
         }
         match outcome {
-            Ok(()) => self.succeed(cookie, Some(slot)).await,
+            Ok(()) => self.succeed(id, Some(slot)).await,
             Err(error) => {
                 self.log_failure(what, range.offset, range.len_bytes, &error);
-                self.fail(cookie, error.code, &format!("{what} failed"), Some(slot))
+                self.fail(id, error.code, &format!("{what} failed"), Some(slot))
                     .await;
             }
         }
     }
 
-    /// Tells which parts of the range are allocated.
+    /// Tells the state of a prefix of the range, one chunk for each context.
     pub(crate) async fn block_status(
         &self,
-        cookie: Cookie,
+        id: RequestId,
         range: ByteRange,
         only_first: bool,
-        context: ContextId,
+        contexts: Vec<ContextId>,
         slot: Slot,
     ) {
-        let max_descriptors = if only_first { 1 } else { MAX_DESCRIPTORS };
-        let outcome = self.export.extents(range).await.and_then(|extents| {
-            block_status_payload(context, &extents, short(range.len_bytes), max_descriptors)
-                .ok_or_else(|| ExportError::new(ErrorCode::IO, "no extent covers the first byte"))
-        });
-        match outcome {
-            Ok(payload) => {
-                let head = Head::chunk(ChunkKind::BLOCK_STATUS, cookie, length(&payload), true);
-                let (head, slot) = (Some(head), Some(slot));
-                self.send(Outgoing {
-                    head,
-                    payload,
-                    charge: None,
-                    slot,
-                })
-                .await;
+        // The answers of one request take about a piece of memory.
+        let charge = self.allowance.piece(PIECE_BYTES).await;
+        let payloads = self.extents(range, only_first).await.and_then(|extents| {
+            let max_descriptors = if only_first { 1 } else { MAX_DESCRIPTORS };
+            let mut payloads = Vec::with_capacity(contexts.len());
+            for selected in self.selected(&contexts) {
+                let (style, max_bytes) = (self.style(), range.len_bytes);
+                payloads.push(
+                    block_status_payload(style, selected, &extents, max_bytes, max_descriptors)
+                        .ok_or_else(|| {
+                            ExportError::new(ErrorCode::IO, "no extent covers the first byte")
+                        })?,
+                );
             }
+            Ok(payloads)
+        });
+        let payloads = match payloads {
+            Ok(payloads) => payloads,
             Err(error) => {
                 self.log_failure("block status", range.offset, range.len_bytes, &error);
-                self.fail(cookie, error.code, "block status failed", Some(slot))
+                return self
+                    .fail(id, error.code, "block status failed", Some(slot))
                     .await;
+            }
+        };
+        let (mut charge, mut slot) = (Some(charge), Some(slot));
+        let last = payloads.len().saturating_sub(1);
+        for (place, payload) in payloads.into_iter().enumerate() {
+            let done = place == last;
+            let kind = ChunkKind::block_status(self.style());
+            let head = Head::chunk(self.style(), kind, id, length(&payload), done);
+            let chunk = Outgoing {
+                head: Some(head),
+                payload,
+                charge: if done { charge.take() } else { None },
+                slot: if done { slot.take() } else { None },
+            };
+            if !self.send(chunk).await {
+                return;
             }
         }
     }
+
+    /// Those of the selected contexts that a request is about.
+    fn selected(&self, ids: &[ContextId]) -> impl Iterator<Item = &SelectedContext> {
+        let all = self.negotiated.contexts.iter();
+        all.filter(move |selected| ids.contains(&selected.id))
+    }
+
+    /// The state of a prefix of the range, in as many calls as that is worth.
+    async fn extents(
+        &self,
+        range: ByteRange,
+        only_first: bool,
+    ) -> Result<Vec<Extent>, ExportError> {
+        let mut extents = Vec::new();
+        let mut at = range.offset;
+        for _ in 0..MAX_EXTENTS_CALLS {
+            let part = ByteRange {
+                offset: at,
+                len_bytes: (range.end() - at).min(EXTENTS_PIECE_BYTES),
+            };
+            let found = match self.export.extents(part).await {
+                Ok(found) => found,
+                // What is known is told; the client asks again for the rest, and learns the error then.
+                Err(_) if !extents.is_empty() => break,
+                Err(error) => return Err(error),
+            };
+            let covered_bytes = append(&mut extents, found, part.len_bytes);
+            at += covered_bytes;
+            let enough = extents.len() > if only_first { 1 } else { MAX_DESCRIPTORS };
+            if covered_bytes == 0 || at == range.end() || enough {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(extents)
+    }
+}
+
+/// Appends runs, at most `max_bytes` of them, joined to what they continue; returns how many bytes.
+fn append(extents: &mut Vec<Extent>, found: Vec<Extent>, max_bytes: u64) -> u64 {
+    let mut left = max_bytes;
+    for extent in found {
+        let len_bytes = extent.len_bytes.min(left);
+        if len_bytes == 0 {
+            continue;
+        }
+        left -= len_bytes;
+        match extents.last_mut() {
+            Some(last) if last.is_like(&extent) => last.len_bytes += len_bytes,
+            _ => extents.push(Extent {
+                len_bytes,
+                ..extent
+            }),
+        }
+    }
+    max_bytes - left
 }
 
 fn zeroes(piece: ByteRange) -> Bytes {
@@ -385,9 +479,9 @@ fn length(payload: &Bytes) -> u32 {
     u32::try_from(payload.len()).expect("bounded by the limits of a reply")
 }
 
-/// The length of a range that came from a 32-bit field.
+/// The length of a payload, or of a piece of one.
 pub(crate) fn short(len_bytes: u64) -> u32 {
-    u32::try_from(len_bytes).expect("requests have 32-bit lengths")
+    u32::try_from(len_bytes).expect("bounded by the largest payload")
 }
 
 /// The length of a range that is held in memory.

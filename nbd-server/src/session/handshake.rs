@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::gate::{Gate, Place};
 use crate::proto::{
-    ExportName, ExportPurpose, Handshake, Negotiated, ProtocolError, Refusal, Step,
+    ExportName, ExportPurpose, Handshake, Negotiated, Offer, ProtocolError, Refusal, Step,
 };
 use crate::{Export, Exports, OpenError, Peer};
 
@@ -46,7 +46,9 @@ where
     X: Exports,
 {
     let (reader, writer) = socket;
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::new(Offer {
+        extended_headers: gate.limits().extended_headers,
+    });
     loop {
         match handshake.step(input) {
             Ok(Step::NeedBytes(_)) => {
@@ -60,8 +62,13 @@ where
                     Ok(info) => handshake.export_found(info),
                     Err(refusal) => handshake.export_refused(&refusal),
                 }
+                send(writer, handshake.output()).await?;
             }
-            Ok(Step::ListExports) => handshake.exports_listed(exports.list(peer).await),
+            Ok(Step::ListExports) => {
+                handshake.exports_listed(exports.list(peer).await);
+                // A listing is long: those of many options are never kept at once.
+                send(writer, handshake.output()).await?;
+            }
             Ok(Step::Negotiated(negotiated)) => {
                 send(writer, handshake.output()).await?;
                 return Ok(Some(negotiated));

@@ -11,7 +11,10 @@ use super::answer::{Context, length_of, short};
 use super::write_job::WriteJob;
 use super::write_replies::Slot;
 use crate::proto::limits::{IN_FLIGHT_REQUESTS, MAX_GATHERED_BYTES, PIECE_BYTES, READ_AHEAD_BYTES};
-use crate::proto::{ByteRange, Command, Cookie, ErrorCode, ProtocolError, Refused, Request, admit};
+use crate::proto::{
+    ByteRange, Command, ErrorCode, HeaderStyle, ProtocolError, Refused, Request, RequestId, admit,
+    admit_filtered,
+};
 use crate::{Export, ExportError};
 
 /// Why no more requests are taken.
@@ -76,45 +79,61 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
     }
 
     async fn serve_one(&mut self) -> Result<(), Ended> {
-        let request = self.header().await?;
+        let (request, payload_bytes) = self.header().await?;
+        self.unwanted_bytes = payload_bytes.into();
         let slot = self.slot().await?;
-        let cookie = request.cookie;
-        match admit(&request, &self.context.negotiated) {
+        let id = request.id();
+        match self.admit(&request).await? {
             Ok(Command::Disconnect) => return Err(Ended::Left),
-            Ok(Command::Write { range, fua }) => return self.write(cookie, range, fua, slot).await,
+            Ok(Command::Write { range, fua }) => return self.write(id, range, fua, slot).await,
             Ok(Command::Read {
                 range,
                 dont_fragment,
             }) => {
-                return self.read(cookie, range, dont_fragment, slot).await;
+                return self.read(id, range, dont_fragment, slot).await;
             }
-            Ok(command) => self.start(cookie, command, slot),
+            Ok(command) => self.start(id, command, slot),
             Err(refused) => return self.refuse(&request, refused, slot).await,
         }
         Ok(())
     }
 
+    /// Decides about a request; takes the payload that is needed for that.
+    async fn admit(&mut self, request: &Request) -> Result<Result<Command, Refused>, Ended> {
+        match admit(request, &self.context.negotiated) {
+            Ok(Command::BlockStatusFilter { payload_bytes }) => {
+                let payload = self.payload(length_of_payload(payload_bytes)).await?;
+                let negotiated = &self.context.negotiated;
+                Ok(admit_filtered(request, &payload, negotiated))
+            }
+            decided => Ok(decided),
+        }
+    }
+
     /// Starts a command that needs nothing more from the socket.
-    fn start(&self, cookie: Cookie, command: Command, slot: Slot) {
+    fn start(&self, id: RequestId, command: Command, slot: Slot) {
         let context = Arc::clone(&self.context);
         self.context.spawn(async move {
             match command {
                 Command::Zero { range, how, fua } => {
-                    context.zero(cookie, range, how, fua, slot).await;
+                    context.zero(id, range, how, fua, slot).await;
                 }
-                Command::Trim { range, fua } => context.trim(cookie, range, fua, slot).await,
-                Command::Flush => context.flush(cookie, slot).await,
+                Command::Trim { range, fua } => context.trim(id, range, fua, slot).await,
+                Command::Flush => context.flush(id, slot).await,
                 Command::BlockStatus {
                     range,
                     only_first,
-                    context: id,
+                    contexts,
                 } => {
                     context
-                        .block_status(cookie, range, only_first, id, slot)
+                        .block_status(id, range, only_first, contexts, slot)
                         .await;
                 }
-                Command::Cache => context.succeed(cookie, Some(slot)).await,
-                Command::Read { .. } | Command::Write { .. } | Command::Disconnect => {
+                Command::Cache => context.succeed(id, Some(slot)).await,
+                Command::Read { .. }
+                | Command::Write { .. }
+                | Command::BlockStatusFilter { .. }
+                | Command::Disconnect => {
                     unreachable!("the receiver handles these itself")
                 }
             }
@@ -123,23 +142,23 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
 
     async fn read(
         &mut self,
-        cookie: Cookie,
+        id: RequestId,
         range: ByteRange,
         dont_fragment: bool,
         slot: Slot,
     ) -> Result<(), Ended> {
         let context = Arc::clone(&self.context);
-        let fragments = self.context.negotiated.structured_replies && !dont_fragment;
+        let fragments = self.style().has_chunks() && !dont_fragment;
         if fragments || range.len_bytes == 0 {
             self.context
-                .spawn(async move { context.read_chunks(cookie, range, slot).await });
+                .spawn(async move { context.read_chunks(id, range, slot).await });
             return Ok(());
         }
         if range.len_bytes <= u64::from(MAX_GATHERED_BYTES) {
             let gather = self.context.allowance.gather(short(range.len_bytes));
             if let Some(charge) = or_end(&self.context, gather).await? {
                 self.context.spawn(async move {
-                    context.read_gathered(cookie, range, charge, slot).await;
+                    context.read_gathered(id, range, charge, slot).await;
                 });
                 return Ok(());
             }
@@ -148,7 +167,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         drop(or_end(&self.context, self.all_slots_but(1)).await?);
         self.streaming = true;
         self.context.spawn(async move {
-            context.read_streamed(cookie, range, slot).await;
+            context.read_streamed(id, range, slot).await;
         });
         drop(or_end(&self.context, self.all_slots_but(0)).await?);
         self.streaming = false;
@@ -168,12 +187,12 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
 
     async fn write(
         &mut self,
-        cookie: Cookie,
+        id: RequestId,
         range: ByteRange,
         fua: bool,
         slot: Slot,
     ) -> Result<(), Ended> {
-        let job = WriteJob::new(&self.context, cookie, range, fua, slot);
+        let job = WriteJob::new(&self.context, id, range, fua, slot);
         let received = self.write_pieces(&job, range).await;
         match received {
             Ok(()) => job.received(Ok(())),
@@ -194,7 +213,6 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         job: &Arc<WriteJob<E>>,
         range: ByteRange,
     ) -> Result<(), Ended> {
-        self.unwanted_bytes = range.len_bytes;
         for piece in range.pieces(PIECE_BYTES) {
             if job.failed() {
                 return self.skip_unwanted().await;
@@ -224,7 +242,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
                 return Err(Ended::Broken(io::ErrorKind::UnexpectedEof.into()));
             }
             self.unwanted_bytes -= count(read);
-            self.read_ahead = Request::BYTES;
+            self.read_ahead = self.style().request_bytes();
         }
         Ok(data.freeze())
     }
@@ -236,11 +254,10 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         slot: Slot,
     ) -> Result<(), Ended> {
         tracing::debug!(?request, code = %refused.code, "refused: {}", refused.text);
-        self.unwanted_bytes = request.payload_bytes().into();
         self.skip_unwanted().await?;
         let slot = Some(slot);
         self.context
-            .fail(request.cookie, refused.code, refused.text, slot)
+            .fail(request.id(), refused.code, refused.text, slot)
             .await;
         Ok(())
     }
@@ -258,22 +275,32 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         Ok(())
     }
 
-    async fn header(&mut self) -> Result<Request, Ended> {
+    fn style(&self) -> HeaderStyle {
+        self.context.negotiated.style
+    }
+
+    /// The next request, and how many bytes of payload follow it.
+    async fn header(&mut self) -> Result<(Request, u32), Ended> {
         if self.context.fate.must_end() {
             return Err(Ended::MustEnd);
         }
         if self.ahead.is_empty() && !self.fill_or_eof(1).await? {
             return Err(Ended::Left);
         }
-        self.fill(Request::BYTES).await?;
+        // A client of another style is found out before it waits for an answer that never comes.
+        self.fill(Request::MAGIC_BYTES).await?;
+        Request::check_magic(self.style(), &self.ahead[..Request::MAGIC_BYTES])?;
+        self.fill(self.style().request_bytes()).await?;
         self.read_ahead = READ_AHEAD_BYTES;
         self.take_header()
     }
 
-    fn take_header(&mut self) -> Result<Request, Ended> {
-        let request = Request::parse(&self.ahead[..Request::BYTES])?;
-        self.ahead.advance(Request::BYTES);
-        Ok(request)
+    fn take_header(&mut self) -> Result<(Request, u32), Ended> {
+        let style = self.style();
+        let request = Request::parse(style, &self.ahead[..style.request_bytes()])?;
+        self.ahead.advance(style.request_bytes());
+        let payload_bytes = request.payload_bytes(style)?;
+        Ok((request, payload_bytes))
     }
 
     /// Reads until `need` bytes are there.
@@ -323,18 +350,18 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
 
     async fn refuse_next(&mut self) -> Result<(), Ended> {
         self.skip_late().await?;
-        while self.ahead.len() < Request::BYTES {
+        while self.ahead.len() < self.style().request_bytes() {
             self.read_late().await?;
         }
-        let request = self.take_header()?;
+        let (request, payload_bytes) = self.take_header()?;
         if admit(&request, &self.context.negotiated) == Ok(Command::Disconnect) {
             return Err(Ended::Left);
         }
-        self.unwanted_bytes = request.payload_bytes().into();
+        self.unwanted_bytes = payload_bytes.into();
         self.skip_late().await?;
         let text = "the export is going away";
         self.context
-            .fail(request.cookie, ErrorCode::SHUTDOWN, text, None)
+            .fail(request.id(), ErrorCode::SHUTDOWN, text, None)
             .await;
         Ok(())
     }
@@ -372,6 +399,10 @@ async fn or_end<E: Export, T>(
         value = wait => Ok(value),
         () = context.fate.ending() => Err(Ended::MustEnd),
     }
+}
+
+fn length_of_payload(payload_bytes: u32) -> usize {
+    usize::try_from(payload_bytes).expect("a short payload fits in memory")
 }
 
 fn count(len: usize) -> u64 {

@@ -49,6 +49,10 @@ impl Fate {
         self.ending.cancelled().await;
     }
 
+    pub(crate) fn was_cut(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
     pub(crate) fn must_end(&self) -> bool {
         self.ending.is_cancelled()
     }
@@ -141,7 +145,7 @@ async fn transmit<R, W, E>(
 {
     let Opened { export, place } = opened;
     let name = negotiated.name.clone();
-    tracing::debug!(export = name.as_str(), "session begins");
+    tracing::debug!(export = name.as_str(), style = ?negotiated.style, "session begins");
     let export = Arc::new(export);
     let fate = Fate::new(stop);
     let (replies, queue) = mpsc::channel(QUEUED_REPLIES);

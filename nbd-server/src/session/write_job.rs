@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use super::answer::Context;
 use super::payload::Charge;
 use super::write_replies::Slot;
-use crate::proto::{ByteRange, Cookie, ErrorCode};
+use crate::proto::{ByteRange, ErrorCode, RequestId};
 use crate::{Export, ExportError};
 
 /// One WRITE. It is answered by whoever finishes last: the receiver or the writer of a piece.
 #[derive(Debug)]
 pub(crate) struct WriteJob<E> {
     context: Arc<Context<E>>,
-    cookie: Cookie,
+    id: RequestId,
     range: ByteRange,
     fua: bool,
     slot: Mutex<Option<Slot>>,
@@ -28,14 +28,14 @@ pub(crate) struct WriteJob<E> {
 impl<E: Export> WriteJob<E> {
     pub(crate) fn new(
         context: &Arc<Context<E>>,
-        cookie: Cookie,
+        id: RequestId,
         range: ByteRange,
         fua: bool,
         slot: Slot,
     ) -> Arc<Self> {
         Arc::new(Self {
             context: Arc::clone(context),
-            cookie,
+            id,
             range,
             fua,
             slot: Mutex::new(Some(slot)),
@@ -92,11 +92,9 @@ impl<E: Export> WriteJob<E> {
         }
         let slot = self.slot.lock().take();
         match error {
-            None => self.context.succeed(self.cookie, slot).await,
+            None => self.context.succeed(self.id, slot).await,
             Some(code) => {
-                self.context
-                    .fail(self.cookie, code, "write failed", slot)
-                    .await;
+                self.context.fail(self.id, code, "write failed", slot).await;
             }
         }
     }

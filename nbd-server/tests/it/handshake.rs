@@ -2,9 +2,9 @@ use bytes::{BufMut, BytesMut};
 use nbd_server::proto::client::{ClientGoal, ClientHandshake, ClientStep, Remote};
 use nbd_server::proto::limits::{MAX_OPTION_BYTES, MAX_OPTIONS, MAX_SKIPPED_OPTION_BYTES};
 use nbd_server::proto::{
-    ClientOption, ExportInfo, ExportName, ExportPurpose, Handshake, Info, InfoKind, InfoRequest,
-    MetaQuery, Negotiated, OptionCode, OptionReply, OptionReplyHeader, ProtocolError, Refusal,
-    ReplyCode, Step, TransmissionFlags,
+    ClientOption, ContextId, ExportInfo, ExportName, ExportPurpose, Handshake, HeaderStyle, Info,
+    InfoKind, InfoRequest, MetaContext, MetaQuery, Negotiated, Offer, OptionCode, OptionReply,
+    OptionReplyHeader, ProtocolError, Refusal, ReplyCode, Step, TransmissionFlags,
 };
 use proptest::prelude::*;
 
@@ -15,6 +15,14 @@ pub(crate) fn info() -> ExportInfo {
         multi_conn: true,
         fast_zero: true,
         description: "a disk".to_owned(),
+        contexts: vec![
+            MetaContext::Allocation,
+            MetaContext::AllocationDepth,
+            MetaContext::Changes {
+                bitmap: "since".to_owned(),
+                layers: 1,
+            },
+        ],
     }
 }
 
@@ -66,7 +74,11 @@ impl Transcript {
 
 /// Feeds the parts one by one, as a socket would.
 pub(crate) fn serve<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Transcript {
-    let mut handshake = Handshake::new();
+    serve_offer(Offer::default(), parts)
+}
+
+fn serve_offer<'a>(offer: Offer, parts: impl IntoIterator<Item = &'a [u8]>) -> Transcript {
+    let mut handshake = Handshake::new(offer);
     let mut input = BytesMut::new();
     let mut questions = Vec::new();
     let mut end = Ok(None);
@@ -164,7 +176,13 @@ fn long_conversation() -> Vec<u8> {
     let mut bytes = hello(
         3,
         &[
-            ClientOption::Unsupported(OptionCode::EXTENDED_HEADERS),
+            ClientOption::Unsupported(OptionCode::STARTTLS),
+            ClientOption::StructuredReply,
+            ClientOption::ListMetaContext(MetaQuery {
+                name: name("disk"),
+                queries: vec!["qemu:".to_owned()],
+            }),
+            ClientOption::ExtendedHeaders,
             ClientOption::StructuredReply,
             ClientOption::List,
             ClientOption::Info(InfoRequest {
@@ -203,7 +221,7 @@ fn cutting_the_input_at_every_byte_gives_the_same_steps() {
 
 #[test]
 fn what_is_not_supported_is_refused_and_the_connection_lives() {
-    for code in [4, 5, 9999, 11, 0, u32::MAX] {
+    for code in [4, 5, 9999, 12, 0, u32::MAX] {
         let mut bytes = hello(3, &[]);
         bytes.extend(raw_option(code, 3, b"abc"));
         bytes.extend(hello(0, &[go("disk", &[])]).split_off(4));
@@ -224,6 +242,7 @@ fn what_is_malformed_is_refused_and_the_connection_lives() {
     let cases: &[(&str, u32, &[u8])] = &[
         ("LIST with a payload", 3, b"x"),
         ("STRUCTURED_REPLY with a payload", 8, b"x"),
+        ("EXTENDED_HEADERS with a payload", 11, b"x"),
         ("GO without anything", 7, b""),
         ("GO without count", 7, b"\0\0\0\x04disk"),
         ("GO with a name past the end", 7, name_past_end),
@@ -350,7 +369,7 @@ fn export_name_pads_unless_told_otherwise() {
         let transcript = serve([&hello(flags, &[option])[..]]);
         assert_eq!(transcript.output.len(), 18 + 10 + padding);
         assert_eq!(transcript.output[18..26], (256_u64 << 20).to_be_bytes());
-        assert!(!transcript.negotiated().structured_replies);
+        assert_eq!(transcript.negotiated().style, HeaderStyle::Simple);
         assert!(
             !transcript
                 .negotiated()
@@ -430,10 +449,7 @@ fn a_context_counts_for_the_export_it_was_set_for() {
     let context = |options: &[ClientOption]| {
         let mut all = vec![ClientOption::StructuredReply];
         all.extend_from_slice(options);
-        serve([&hello(3, &all)[..]])
-            .negotiated()
-            .base_allocation
-            .is_some()
+        serve([&hello(3, &all)[..]]).negotiated().contexts.len() == 1
     };
     let none = ClientOption::SetMetaContext(MetaQuery {
         name: name("disk"),
@@ -450,7 +466,7 @@ fn transmission_flags_say_what_holds() {
     use TransmissionFlags as F;
     for bits in 0..8_u8 {
         let (read_only, multi_conn, fast_zero) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
-        let mut handshake = Handshake::new();
+        let mut handshake = Handshake::default();
         let mut input = BytesMut::from(&hello(3, &[go("disk", &[])])[..]);
         handshake.step(&mut input).unwrap();
         handshake.export_found(ExportInfo {
@@ -484,8 +500,8 @@ fn transmission_flags_say_what_holds() {
 }
 
 /// Runs the client against the server, moving at most `step` bytes at a time.
-fn converse(goal: ClientGoal, step: usize) -> Result<ClientStep, ProtocolError> {
-    let mut server = Handshake::new();
+fn converse(offer: Offer, goal: ClientGoal, step: usize) -> Result<ClientStep, ProtocolError> {
+    let mut server = Handshake::new(offer);
     let mut client = ClientHandshake::new(goal);
     let (mut to_server, mut to_client) = (BytesMut::new(), BytesMut::new());
     for _ in 0..1_000_000 {
@@ -516,41 +532,241 @@ fn converse(goal: ClientGoal, step: usize) -> Result<ClientStep, ProtocolError> 
 
 #[test]
 fn client_and_server_understand_each_other() {
+    let use_of = |export: &str, contexts: &[&str], extended_headers| ClientGoal::Use {
+        name: name(export),
+        contexts: contexts.iter().map(|&context| context.to_owned()).collect(),
+        extended_headers,
+    };
+    let (with, without) = (
+        Offer::default(),
+        Offer {
+            extended_headers: false,
+        },
+    );
     for step in [1, 7, usize::MAX] {
-        let goal = ClientGoal::Use {
-            name: name("disk"),
-            block_status: true,
-        };
-        let Ok(ClientStep::Ready(remote)) = converse(goal, step) else {
-            panic!("step={step}")
-        };
-        assert_eq!(remote.size_bytes, 256 << 20);
-        assert!(remote.structured_replies && remote.base_allocation.is_some());
-        let sizes: fn(Remote) -> _ = |r| {
-            (
-                r.min_block_bytes,
-                r.preferred_block_bytes,
-                r.max_block_bytes,
-            )
-        };
-        assert_eq!(sizes(remote), (1, 65536, 32 << 20));
-        let listed = converse(ClientGoal::List, step);
+        for (offer, wanted, style) in [
+            (with, true, HeaderStyle::Extended),
+            (with, false, HeaderStyle::Structured),
+            (without, true, HeaderStyle::Structured),
+        ] {
+            let contexts = ["qemu:allocation-depth", "x:none", "base:allocation"];
+            let goal = use_of("disk", &contexts, wanted);
+            let Ok(ClientStep::Ready(remote)) = converse(offer, goal, step) else {
+                panic!("step={step}")
+            };
+            assert_eq!(remote.size_bytes, 256 << 20);
+            assert_eq!(remote.style, style);
+            let ids = contexts.map(|context| remote.context(context));
+            assert_eq!(ids, [Some(ContextId(1)), None, Some(ContextId(0))]);
+            let filter = remote.flags.has(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+            assert_eq!(filter, style == HeaderStyle::Extended);
+            assert!(remote.flags.has(TransmissionFlags::SEND_DF));
+            let sizes: fn(&Remote) -> _ = |r| {
+                (
+                    r.min_block_bytes,
+                    r.preferred_block_bytes,
+                    r.max_block_bytes,
+                )
+            };
+            assert_eq!(sizes(&remote), (1, 65536, 32 << 20));
+        }
+        let listed = converse(with, ClientGoal::List, step);
         assert_eq!(
             listed,
             Ok(ClientStep::Listed(vec!["disk".into(), "täst".into()]))
         );
-        let goal = ClientGoal::Use {
-            name: name("nowhere"),
-            block_status: false,
-        };
+        let goal = use_of("nowhere", &[], false);
         assert!(matches!(
-            converse(goal, step),
+            converse(with, goal, step),
             Err(ProtocolError::Refused {
                 reply: ReplyCode::ERR_UNKNOWN,
                 ..
             })
         ));
     }
+}
+
+#[test]
+fn extended_headers_take_precedence_and_can_be_switched_off() {
+    use ClientOption as O;
+    let style = |offer, options: &[ClientOption]| {
+        let transcript = serve_offer(offer, [&hello(3, options)[..]]);
+        (transcript.codes(), transcript.end)
+    };
+    let on = Offer::default();
+    let off = Offer {
+        extended_headers: false,
+    };
+    let agreed = |offer, options: &[ClientOption]| match style(offer, options) {
+        (codes, Ok(Some(Step::Negotiated(agreed)))) => (codes[0], codes[1], agreed.style),
+        other => panic!("{other:?}"),
+    };
+    let (ack, disk) = (ReplyCode::ACK, go("disk", &[]));
+    let pair = |first: O, second: O| [first, second, disk.clone()];
+    let structured = || O::StructuredReply;
+    let extended = || O::ExtendedHeaders;
+    for (first, second, refusal) in [
+        (structured(), extended(), ack),
+        (extended(), extended(), ack),
+        (extended(), structured(), ReplyCode::ERR_EXT_HEADER_REQD),
+    ] {
+        let order = pair(first, second);
+        assert_eq!(agreed(on, &order), (ack, refusal, HeaderStyle::Extended));
+    }
+    assert_eq!(
+        agreed(off, &pair(extended(), structured())),
+        (ReplyCode::ERR_UNSUP, ack, HeaderStyle::Structured)
+    );
+    // Where there is no error to tell, the end tells it.
+    let old = [extended(), O::ExportName(name("disk"))];
+    assert_eq!(style(on, &old), (vec![ack], Ok(Some(Step::Close))));
+    // A payload makes no difference to an option that is switched off.
+    let mut bytes = hello(3, &[]);
+    bytes.extend(raw_option(11, 1, b"x"));
+    bytes.extend(raw_option(2, 0, b""));
+    let transcript = serve_offer(off, [&bytes[..]]);
+    assert_eq!(transcript.codes(), [ReplyCode::ERR_UNSUP, ack]);
+}
+
+#[test]
+fn contexts_are_listed_by_wildcard_and_selected_by_name() {
+    let ask = |list: bool, export: &str, queries: &[&str]| {
+        let query = MetaQuery {
+            name: name(export),
+            queries: queries.iter().map(|&query| query.to_owned()).collect(),
+        };
+        let option = if list {
+            ClientOption::ListMetaContext(query)
+        } else {
+            ClientOption::SetMetaContext(query)
+        };
+        let options = [ClientOption::StructuredReply, option, go("disk", &[])];
+        let transcript = serve([&hello(3, &options)[..]]);
+        let answers = transcript.replies()[1..].to_vec();
+        let told: Vec<_> = answers
+            .into_iter()
+            .take_while(|(option, _)| *option != OptionCode::GO)
+            .map(|(_, reply)| match reply {
+                OptionReply::MetaContext { id, name } => format!("{} {name}", id.0),
+                reply => reply.code().to_string(),
+            })
+            .collect();
+        let selected: Vec<_> = transcript.negotiated().contexts.iter().collect();
+        let ids: Vec<_> = selected.iter().map(|selected| selected.id.0).collect();
+        (told.join(", "), ids)
+    };
+    let (base, depth, since) = (
+        "base:allocation",
+        "qemu:allocation-depth",
+        "qemu:dirty-bitmap:since",
+    );
+    for (list, queries, told, selected) in [
+        (
+            true,
+            &[][..],
+            format!("0 {base}, 0 {depth}, 0 {since}, ACK"),
+            vec![],
+        ),
+        (true, &["base:"], format!("0 {base}, ACK"), vec![]),
+        (
+            true,
+            &["qemu:", depth],
+            format!("0 {depth}, 0 {since}, ACK"),
+            vec![],
+        ),
+        (true, &["x-some:thing"], "ACK".to_owned(), vec![]),
+        (false, &[], "ACK".to_owned(), vec![]),
+        (false, &["base:", "qemu:"], "ACK".to_owned(), vec![]),
+        (false, &[since], format!("2 {since}, ACK"), vec![2]),
+        (
+            false,
+            &[since, base, depth, base],
+            format!("0 {base}, 1 {depth}, 2 {since}, ACK"),
+            vec![0, 1, 2],
+        ),
+    ] {
+        let answer = ask(list, "disk", queries);
+        assert_eq!(answer, (told, selected), "list={list} {queries:?}");
+    }
+    let unknown = ReplyCode::ERR_UNKNOWN.to_string();
+    assert_eq!(ask(true, "nowhere", &[base]).0, unknown);
+    assert_eq!(ask(false, "nowhere", &[base]), (unknown, vec![]));
+    // Contexts of one export are not those of another, also when the empty name means it.
+    assert_eq!(ask(false, "", &[base]).1, Vec::<u32>::new());
+}
+
+#[test]
+fn the_last_selection_counts_whatever_became_of_it() {
+    let long = usize::try_from(MAX_OPTION_BYTES).unwrap() + 1;
+    let bad_selections = [
+        raw_option(10, 3, b"bad"),
+        raw_option(10, MAX_OPTION_BYTES + 1, &vec![0; long]),
+        hello(0, &[set_context("nowhere")]).split_off(4),
+        hello(0, &[set_context("secret")]).split_off(4),
+    ];
+    for (place, bad) in bad_selections.into_iter().enumerate() {
+        let mut bytes = hello(3, &[ClientOption::StructuredReply, set_context("disk")]);
+        bytes.extend(bad);
+        bytes.extend(hello(0, &[go("disk", &[])]).split_off(4));
+        let transcript = serve([&bytes[..]]);
+        assert_eq!(transcript.negotiated().contexts, [], "place={place}");
+    }
+}
+
+#[test]
+fn info_and_go_say_the_same() {
+    let kinds = || (0..5).map(InfoKind).collect::<Vec<_>>();
+    for style in [ClientOption::StructuredReply, ClientOption::ExtendedHeaders] {
+        let request = InfoRequest {
+            name: name("disk"),
+            kinds: kinds(),
+        };
+        let options = [
+            style,
+            set_context("disk"),
+            ClientOption::Info(request.clone()),
+            ClientOption::Go(request),
+        ];
+        let replies = serve([&hello(3, &options)[..]]).replies();
+        let of = |code| {
+            let mut found = replies.clone();
+            found.retain(|(option, _)| *option == code);
+            found.into_iter().map(|(_, reply)| reply).collect()
+        };
+        let (info, go): (Vec<_>, Vec<_>) = (of(OptionCode::INFO), of(OptionCode::GO));
+        assert_eq!(info.len(), 5, "all that is known, and the end");
+        assert_eq!(info, go);
+    }
+}
+
+#[test]
+fn names_up_to_the_bound_reach_the_server() {
+    let longest = "ä".repeat(2048);
+    let options = [go(&longest, &[]), go("", &[InfoKind::NAME])];
+    let transcript = serve([&hello(3, &options)[..]]);
+    assert_eq!(
+        transcript.questions[0],
+        Step::FindExport(name(&longest), ExportPurpose::Use)
+    );
+    let replies = transcript.replies();
+    assert_eq!(replies[0].1.code(), ReplyCode::ERR_UNKNOWN);
+    // The default export has a name of its own, which is not the empty one.
+    assert!(matches!(
+        replies[1].1,
+        OptionReply::Info(Info::Export { .. })
+    ));
+    assert_eq!(replies[2].1, OptionReply::Ack);
+    let mut too_long = (4097_u32).to_be_bytes().to_vec();
+    too_long.extend([b'x'; 4097]);
+    too_long.extend([0, 0]);
+    let mut bytes = hello(3, &[]);
+    bytes.extend(raw_option(7, 4097 + 6, &too_long));
+    let transcript = serve([&bytes[..]]);
+    assert_eq!(transcript.codes(), [ReplyCode::ERR_INVALID]);
+    assert_eq!(transcript.questions, []);
+    let mut bytes = hello(3, &[]);
+    bytes.extend(raw_option(1, 4097, &[b'x'; 4097]));
+    assert!(serve([&bytes[..]]).end.is_err());
 }
 
 fn names() -> impl Strategy<Value = ExportName> {
@@ -565,6 +781,7 @@ fn options() -> impl Strategy<Value = ClientOption> {
         Just(ClientOption::Abort),
         Just(ClientOption::List),
         Just(ClientOption::StructuredReply),
+        Just(ClientOption::ExtendedHeaders),
         (names(), kinds())
             .prop_map(|(name, kinds)| ClientOption::Info(InfoRequest { name, kinds })),
         (names(), kinds()).prop_map(|(name, kinds)| ClientOption::Go(InfoRequest { name, kinds })),
@@ -572,7 +789,7 @@ fn options() -> impl Strategy<Value = ClientOption> {
             .prop_map(|(name, queries)| ClientOption::ListMetaContext(MetaQuery { name, queries })),
         (names(), queries())
             .prop_map(|(name, queries)| ClientOption::SetMetaContext(MetaQuery { name, queries })),
-        (11_u32..).prop_map(|code| ClientOption::Unsupported(OptionCode(code))),
+        (12_u32..).prop_map(|code| ClientOption::Unsupported(OptionCode(code))),
     ]
 }
 
@@ -603,7 +820,9 @@ proptest! {
 
     #[test]
     fn a_client_survives_arbitrary_servers(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let mut client = ClientHandshake::new(ClientGoal::Use { name: name("x"), block_status: true });
+        let contexts = vec!["base:allocation".to_owned()];
+        let goal = ClientGoal::Use { name: name("x"), contexts, extended_headers: true };
+        let mut client = ClientHandshake::new(goal);
         let mut input = BytesMut::from(&b"NBDMAGICIHAVEOPT\0\x03"[..]);
         input.extend_from_slice(&bytes);
         // Whatever comes back, it is an answer and not a panic.

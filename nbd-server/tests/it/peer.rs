@@ -10,10 +10,10 @@ use nbd_server::exports::MemoryExport;
 use nbd_server::proto::client::{
     ClientGoal, ClientHandshake, ClientStep, Remote, Replies, ReplyEvent,
 };
-use nbd_server::proto::{CommandCode, CommandFlags, Cookie, Request};
+use nbd_server::proto::{BASE_ALLOCATION, CommandCode, CommandFlags, Cookie, HeaderStyle, Request};
 use nbd_server::{
     ByteRange, ErrorCode, Export, ExportError, ExportInfo, ExportName, Exports, Extent, Gate,
-    OpenError, Peer, ServerLimits, Zero, serve_connection,
+    MetaContext, OpenError, Peer, ServerLimits, Zero, serve_connection,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Semaphore;
@@ -48,6 +48,14 @@ pub(crate) struct Script {
     /// The same for writes.
     pub(crate) writing: AtomicUsize,
     pub(crate) writing_most: AtomicUsize,
+}
+
+impl Script {
+    /// Devices that were opened, for a session or only to ask, and not closed.
+    pub(crate) fn still_open(&self) -> usize {
+        let (opened, closed) = (self.opened.load(SeqCst), self.closed.load(SeqCst));
+        opened.checked_sub(closed).expect("each is closed once")
+    }
 }
 
 impl Probe {
@@ -113,7 +121,15 @@ impl Drop for Held {
 
 impl Export for Probe {
     fn info(&self) -> ExportInfo {
-        self.memory.info()
+        let bitmap = "since".to_owned();
+        ExportInfo {
+            contexts: vec![
+                MetaContext::Allocation,
+                MetaContext::AllocationDepth,
+                MetaContext::Changes { bitmap, layers: 1 },
+            ],
+            ..self.memory.info()
+        }
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
@@ -247,6 +263,16 @@ impl Server {
         client
     }
 
+    /// A client with extended headers and these contexts.
+    pub(crate) async fn connect_extended(&self, contexts: &[&str]) -> Client {
+        let (socket, session) = self.pipe();
+        let mut client = Client::over(socket, session);
+        let handshake = client.handshake_with("disk", contexts, true);
+        handshake.await.unwrap();
+        assert_eq!(client.style, HeaderStyle::Extended);
+        client
+    }
+
     /// A client that did not ask for structured replies.
     pub(crate) async fn connect_plain(&self) -> Client {
         let (mut socket, session) = self.pipe();
@@ -266,7 +292,7 @@ impl Server {
 pub(crate) enum Answer {
     Done,
     Failed(ErrorCode),
-    Status(Vec<(u32, u32)>),
+    Status(Vec<(u64, u64)>),
 }
 
 pub(crate) struct Client {
@@ -274,6 +300,7 @@ pub(crate) struct Client {
     pub(crate) session: JoinHandle<()>,
     pub(crate) input: BytesMut,
     pub(crate) remote: Option<Remote>,
+    pub(crate) style: HeaderStyle,
     cookie: u64,
 }
 
@@ -284,15 +311,27 @@ impl Client {
             session,
             input: BytesMut::new(),
             remote: None,
+            style: HeaderStyle::Simple,
             cookie: 0,
         }
     }
 
     pub(crate) async fn handshake(&mut self, export: &str) -> Result<(), String> {
+        self.handshake_with(export, &[BASE_ALLOCATION], false).await
+    }
+
+    pub(crate) async fn handshake_with(
+        &mut self,
+        export: &str,
+        contexts: &[&str],
+        extended_headers: bool,
+    ) -> Result<(), String> {
         let name = ExportName::new(export).unwrap();
+        let contexts = contexts.iter().map(|&context| context.to_owned()).collect();
         let mut handshake = ClientHandshake::new(ClientGoal::Use {
             name,
-            block_status: true,
+            contexts,
+            extended_headers,
         });
         loop {
             match handshake
@@ -307,6 +346,7 @@ impl Client {
                     }
                 }
                 ClientStep::Ready(remote) => {
+                    self.style = remote.style;
                     self.remote = Some(remote);
                     return Ok(());
                 }
@@ -321,9 +361,11 @@ impl Client {
         command: CommandCode,
         flags: CommandFlags,
         offset: u64,
-        len_bytes: u32,
+        len_bytes: u64,
     ) -> Cookie {
         self.cookie += 1;
+        let is_write = command == CommandCode::WRITE && self.style == HeaderStyle::Extended;
+        let flags = flags.with_if(is_write, CommandFlags::PAYLOAD_LEN);
         let cookie = Cookie(self.cookie);
         let request = Request {
             flags,
@@ -332,14 +374,16 @@ impl Client {
             offset,
             len_bytes,
         };
-        self.socket.write_all(&request.encode()).await.unwrap();
+        let mut header = BytesMut::new();
+        request.encode(self.style, &mut header).unwrap();
+        self.socket.write_all(&header).await.unwrap();
         cookie
     }
 
     /// The next event; `None` when the server closed.
     pub(crate) async fn event(&mut self) -> Option<ReplyEvent> {
         loop {
-            match Replies.next(&mut self.input).unwrap() {
+            match Replies::new(self.style).next(&mut self.input).unwrap() {
                 ReplyEvent::NeedBytes(_) => {
                     if self.socket.read_buf(&mut self.input).await.unwrap_or(0) == 0 {
                         assert!(self.input.is_empty(), "cut within a reply");
@@ -395,7 +439,7 @@ impl Client {
         &mut self,
         command: CommandCode,
         offset: u64,
-        len_bytes: u32,
+        len_bytes: u64,
     ) -> Answer {
         self.ask_with(command, CommandFlags::EMPTY, offset, len_bytes)
             .await
@@ -406,7 +450,7 @@ impl Client {
         command: CommandCode,
         flags: CommandFlags,
         offset: u64,
-        len_bytes: u32,
+        len_bytes: u64,
     ) -> Answer {
         let cookie = self.send(command, flags, offset, len_bytes).await;
         let (answered, answer) = self.answer().await;
@@ -415,7 +459,7 @@ impl Client {
     }
 
     pub(crate) async fn write(&mut self, offset: u64, data: &[u8]) -> Answer {
-        let len_bytes = u32::try_from(data.len()).unwrap();
+        let len_bytes = u64::try_from(data.len()).unwrap();
         let cookie = self
             .send(CommandCode::WRITE, CommandFlags::EMPTY, offset, len_bytes)
             .await;
@@ -427,8 +471,13 @@ impl Client {
 
     /// A READ in chunks; the error, when there is one.
     pub(crate) async fn read(&mut self, offset: u64, len_bytes: u32) -> Result<Vec<u8>, ErrorCode> {
-        self.send(CommandCode::READ, CommandFlags::EMPTY, offset, len_bytes)
-            .await;
+        self.send(
+            CommandCode::READ,
+            CommandFlags::EMPTY,
+            offset,
+            len_bytes.into(),
+        )
+        .await;
         let mut data = vec![0xEE; len_bytes as usize];
         loop {
             match self.event().await.expect("an answer") {

@@ -1,8 +1,9 @@
 //! What libnbd and qemu-nbd say to each other, byte for byte.
 
 use nbd_server::proto::{
-    ChunkKind, ClientOption, CommandCode, CommandFlags, Cookie, ErrorCode, Head, Info, InfoKind,
-    InfoRequest, MetaQuery, OptionCode, OptionReply, ReplyCode, Request, Step, TransmissionFlags,
+    ChunkKind, ClientOption, CommandCode, CommandFlags, ContextId, Cookie, ErrorCode, Extent, Head,
+    HeaderStyle, Info, InfoKind, InfoRequest, MetaContext, MetaQuery, OptionCode, OptionReply,
+    ReplyCode, Request, RequestId, SelectedContext, Step, TransmissionFlags, block_status_payload,
 };
 
 use crate::handshake::{hello, name, serve};
@@ -75,7 +76,7 @@ fn replies_to_the_options() {
         option_reply(
             10,
             &OptionReply::MetaContext {
-                id: nbd_server::proto::ContextId(0),
+                id: ContextId(0),
                 name: "base:allocation".to_owned()
             }
         ),
@@ -151,6 +152,7 @@ fn requests_and_replies() {
         offset,
         len_bytes,
     };
+    let style = HeaderStyle::Structured;
     for (request, bytes) in [
         (
             request(CommandCode::WRITE, 1, 1, 100),
@@ -161,15 +163,81 @@ fn requests_and_replies() {
             "25609513 0000 0006 0000000000000002 0000000000000000 10000000",
         ),
     ] {
-        assert_eq!(request.encode()[..], hex(bytes));
-        assert_eq!(Request::parse(&hex(bytes)), Ok(request));
+        assert_eq!(encoded(&request, style), hex(bytes));
+        assert_eq!(Request::parse(style, &hex(bytes)), Ok(request));
     }
     assert_eq!(
         Head::simple(Cookie(7), ErrorCode::NONE).as_bytes(),
         hex("67446698 00000000 0000000000000007")
     );
     assert_eq!(
-        Head::chunk(ChunkKind::ERROR, Cookie(7), 6, true).as_bytes(),
+        Head::chunk(style, ChunkKind::ERROR, id(7, 1), 6, true).as_bytes(),
         hex("668e33ef 0001 8001 0000000000000007 00000006")
+    );
+}
+
+fn id(cookie: u64, offset: u64) -> RequestId {
+    let cookie = Cookie(cookie);
+    RequestId { cookie, offset }
+}
+
+fn encoded(request: &Request, style: HeaderStyle) -> Vec<u8> {
+    let mut out = bytes::BytesMut::new();
+    request.encode(style, &mut out).unwrap();
+    out.to_vec()
+}
+
+/// Written down from the text of the extension `EXTENDED_HEADERS`, field by field.
+#[test]
+fn requests_and_replies_with_extended_headers() {
+    let style = HeaderStyle::Extended;
+    let write = Request {
+        flags: CommandFlags::PAYLOAD_LEN.with(CommandFlags::FUA),
+        command: CommandCode::WRITE,
+        cookie: Cookie(1),
+        offset: 2,
+        len_bytes: 3,
+    };
+    let bytes = "21e41c71 0021 0001 0000000000000001 0000000000000002 0000000000000003";
+    assert_eq!(encoded(&write, style), hex(bytes));
+    assert_eq!(Request::parse(style, &hex(bytes)), Ok(write));
+    let trim = Request {
+        flags: CommandFlags::EMPTY,
+        command: CommandCode::TRIM,
+        len_bytes: 1 << 40,
+        ..write
+    };
+    let bytes = "21e41c71 0000 0004 0000000000000001 0000000000000002 0000010000000000";
+    assert_eq!(encoded(&trim, style), hex(bytes));
+    let mut nothing = bytes::BytesMut::new();
+    let compact = trim.encode(HeaderStyle::Structured, &mut nothing);
+    assert!(compact.is_err() && nothing.is_empty(), "{compact:?}");
+    assert_eq!(
+        Head::success(style, id(7, 9)).as_bytes(),
+        hex("6e8a278c 0001 0000 0000000000000007 0000000000000009 0000000000000000")
+    );
+    assert_eq!(
+        Head::data(style, id(7, 9), 10, 5, false).as_bytes(),
+        hex(
+            "6e8a278c 0000 0001 0000000000000007 0000000000000009 000000000000000d 000000000000000a"
+        )
+    );
+    let selected = SelectedContext {
+        id: ContextId(2),
+        context: MetaContext::AllocationDepth,
+    };
+    let extents = [
+        Extent::flat(1 << 33, false, false),
+        Extent::flat(1, true, true),
+    ];
+    assert_eq!(
+        block_status_payload(style, &selected, &extents, u64::MAX, 9).unwrap()[..],
+        hex(
+            "00000002 00000002 0000000200000000 0000000000000001 0000000000000001 0000000000000000"
+        )
+    );
+    assert_eq!(
+        hello(3, &[ClientOption::ExtendedHeaders])[4..],
+        hex("49484156454f5054 0000000b 00000000")
     );
 }

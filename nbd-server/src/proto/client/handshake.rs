@@ -1,5 +1,6 @@
 use bytes::BytesMut;
 
+use crate::proto::context::ContextId;
 use crate::proto::error::ProtocolError;
 use crate::proto::handshake::SERVER_MAGIC;
 use crate::proto::limits::{
@@ -9,8 +10,7 @@ use crate::proto::option::{
     ClientOption, Info, InfoRequest, MetaQuery, OPTION_MAGIC, OptionReply, OptionReplyHeader,
 };
 use crate::proto::types::{
-    BASE_ALLOCATION, ClientFlags, ContextId, ExportName, HandshakeFlags, InfoKind, OptionCode,
-    TransmissionFlags,
+    ClientFlags, ExportName, HandshakeFlags, HeaderStyle, InfoKind, OptionCode, TransmissionFlags,
 };
 use crate::proto::wire::{Reader, Writer};
 
@@ -20,34 +20,45 @@ const GREETING_BYTES: usize = 18;
 /// What the client wants of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientGoal {
-    /// Use an export; `base:allocation` is asked for when `block_status` is set.
+    /// Use an export.
     Use {
         /// Which export.
         name: ExportName,
-        /// Whether block status will be asked for.
-        block_status: bool,
+        /// The contexts that block status will be asked about, by name.
+        contexts: Vec<String>,
+        /// Whether 64-bit lengths are asked for, before the structured replies that do as well.
+        extended_headers: bool,
     },
     /// Learn the names of all exports, then leave.
     List,
 }
 
 /// What the server told about the export in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
     /// Size of the device.
     pub size_bytes: u64,
     /// What it can do.
     pub flags: TransmissionFlags,
-    /// READ and `BLOCK_STATUS` are answered in chunks.
-    pub structured_replies: bool,
-    /// The number of `base:allocation`, when the server has it.
-    pub base_allocation: Option<ContextId>,
+    /// How requests and replies begin.
+    pub style: HeaderStyle,
+    /// Those of the contexts asked for that the server has, by number and name.
+    pub contexts: Vec<(ContextId, String)>,
     /// Requests must be multiples of this, at multiples of it.
     pub min_block_bytes: u32,
     /// Requests should be multiples of this.
     pub preferred_block_bytes: u32,
     /// The longest payload of a READ or WRITE.
     pub max_block_bytes: u32,
+}
+
+impl Remote {
+    /// The number of a context that was asked for, when the server has it.
+    #[must_use]
+    pub fn context(&self, name: &str) -> Option<ContextId> {
+        let mut contexts = self.contexts.iter();
+        contexts.find(|(_, known)| known == name).map(|(id, _)| *id)
+    }
 }
 
 /// What the caller must do before the next call of [`ClientHandshake::step`].
@@ -64,6 +75,7 @@ pub enum ClientStep {
 #[derive(Debug)]
 enum State {
     Greeting,
+    ExtendedHeaders,
     StructuredReply,
     MetaContext,
     Go {
@@ -97,8 +109,8 @@ impl ClientHandshake {
             remote: Remote {
                 size_bytes: 0,
                 flags: TransmissionFlags::EMPTY,
-                structured_replies: false,
-                base_allocation: None,
+                style: HeaderStyle::Simple,
+                contexts: Vec::new(),
                 // What a server means that does not say (NBD proto, "Block size constraints").
                 min_block_bytes: MIN_BLOCK_BYTES,
                 preferred_block_bytes: PREFERRED_BLOCK_BYTES,
@@ -162,10 +174,14 @@ impl ClientHandshake {
         let flags = ClientFlags::FIXED_NEWSTYLE.with_if(no_zeroes, ClientFlags::NO_ZEROES);
         Writer::new(&mut self.output).u32(flags.0);
         match self.goal {
-            ClientGoal::Use { .. } => {
-                self.send(&ClientOption::StructuredReply);
-                self.state = State::StructuredReply;
+            ClientGoal::Use {
+                extended_headers: true,
+                ..
+            } => {
+                self.send(&ClientOption::ExtendedHeaders);
+                self.state = State::ExtendedHeaders;
             }
+            ClientGoal::Use { .. } => self.structured_reply(),
             ClientGoal::List => {
                 self.send(&ClientOption::List);
                 self.state = State::List { names: Vec::new() };
@@ -202,6 +218,7 @@ impl ClientHandshake {
 
     fn expected_option(&self) -> OptionCode {
         match self.state {
+            State::ExtendedHeaders => OptionCode::EXTENDED_HEADERS,
             State::StructuredReply => OptionCode::STRUCTURED_REPLY,
             State::MetaContext => OptionCode::SET_META_CONTEXT,
             State::Go { .. } => OptionCode::GO,
@@ -220,18 +237,34 @@ impl ClientHandshake {
             });
         }
         match &mut self.state {
-            // Both of these are wishes: a server without them is served another way.
+            // These three are wishes: a server without them is served another way.
+            State::ExtendedHeaders => {
+                if reply == OptionReply::Ack {
+                    self.remote.style = HeaderStyle::Extended;
+                    self.after_style();
+                } else {
+                    self.structured_reply();
+                }
+                Ok(None)
+            }
             State::StructuredReply => {
-                self.remote.structured_replies = reply == OptionReply::Ack;
-                self.after_structured_reply();
+                if reply == OptionReply::Ack {
+                    self.remote.style = HeaderStyle::Structured;
+                }
+                self.after_style();
                 Ok(None)
             }
             State::MetaContext => {
                 match reply {
-                    OptionReply::MetaContext { id, name } if name == BASE_ALLOCATION => {
-                        self.remote.base_allocation = Some(id);
+                    // No more than were asked for: the server does not decide how many are kept.
+                    OptionReply::MetaContext { id, name } if self.wants(&name) => {
+                        self.remote.contexts.push((id, name));
                     }
-                    OptionReply::Ack | OptionReply::Error { .. } => self.go(),
+                    OptionReply::Ack => self.go(),
+                    OptionReply::Error { .. } => {
+                        self.remote.contexts.clear();
+                        self.go();
+                    }
                     _ => {}
                 }
                 Ok(None)
@@ -253,7 +286,7 @@ impl ClientHandshake {
                     Some((size_bytes, flags)) => Ok(Some(ClientStep::Ready(Remote {
                         size_bytes,
                         flags,
-                        ..self.remote
+                        ..self.remote.clone()
                     }))),
                     None => Err(ProtocolError::Unexpected {
                         structure: "GO reply",
@@ -295,15 +328,28 @@ impl ClientHandshake {
         }
     }
 
-    fn after_structured_reply(&mut self) {
+    /// Whether a context was asked for and is not known yet.
+    fn wants(&self, context: &str) -> bool {
+        let asked = match &self.goal {
+            ClientGoal::Use { contexts, .. } => contexts.iter().any(|asked| asked == context),
+            ClientGoal::List => false,
+        };
+        asked && self.remote.context(context).is_none()
+    }
+
+    fn structured_reply(&mut self) {
+        self.send(&ClientOption::StructuredReply);
+        self.state = State::StructuredReply;
+    }
+
+    fn after_style(&mut self) {
         match &self.goal {
-            ClientGoal::Use {
-                name,
-                block_status: true,
-            } if self.remote.structured_replies => {
+            ClientGoal::Use { name, contexts, .. }
+                if self.remote.style.has_chunks() && !contexts.is_empty() =>
+            {
                 let query = MetaQuery {
                     name: name.clone(),
-                    queries: vec![BASE_ALLOCATION.to_owned()],
+                    queries: contexts.clone(),
                 };
                 self.send(&ClientOption::SetMetaContext(query));
                 self.state = State::MetaContext;

@@ -1,12 +1,13 @@
 use bytes::BytesMut;
 
+use crate::proto::context::{BlockDescriptor, ContextId};
 use crate::proto::error::ProtocolError;
 use crate::proto::limits::MAX_CHUNK_BYTES;
 use crate::proto::reply::{
     ChunkHeader, ReplyHeader, ReplyPreamble, chunk_too_long, parse_block_status, parse_data_offset,
     parse_error, parse_hole,
 };
-use crate::proto::types::{BlockDescriptor, ChunkFlags, ChunkKind, ContextId, Cookie, ErrorCode};
+use crate::proto::types::{ChunkFlags, ChunkKind, Cookie, ErrorCode, HeaderStyle};
 
 /// Bytes of a data chunk before the data.
 const DATA_OFFSET_BYTES: usize = 8;
@@ -79,10 +80,18 @@ pub enum ReplyEvent {
 
 /// Cuts the server's bytes into parts of replies. It keeps nothing between calls: what is not
 /// understood yet stays in the input.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Replies;
+#[derive(Debug, Clone, Copy)]
+pub struct Replies {
+    style: HeaderStyle,
+}
 
 impl Replies {
+    /// Replies in the style that was agreed on.
+    #[must_use]
+    pub const fn new(style: HeaderStyle) -> Self {
+        Self { style }
+    }
+
     /// The next part, taken off the front of `input`.
     ///
     /// # Errors
@@ -92,11 +101,11 @@ impl Replies {
         let Some(magic) = input.get(..ReplyPreamble::BYTES) else {
             return Ok(ReplyEvent::NeedBytes(ReplyPreamble::BYTES - input.len()));
         };
-        let header_bytes = ReplyPreamble::parse(magic)?.header_bytes();
+        let header_bytes = ReplyPreamble::parse(self.style, magic)?.header_bytes();
         let Some(header) = input.get(..header_bytes) else {
             return Ok(ReplyEvent::NeedBytes(header_bytes - input.len()));
         };
-        match ReplyHeader::parse(header)? {
+        match ReplyHeader::parse(self.style, header)? {
             ReplyHeader::Simple { cookie, error } => {
                 let _ = input.split_to(header_bytes);
                 Ok(ReplyEvent::Simple { cookie, error })
@@ -104,7 +113,7 @@ impl Replies {
             ReplyHeader::Chunk(chunk) if chunk.kind == ChunkKind::OFFSET_DATA => {
                 data_chunk(chunk, header_bytes, input)
             }
-            ReplyHeader::Chunk(chunk) => whole_chunk(chunk, header_bytes, input),
+            ReplyHeader::Chunk(chunk) => whole_chunk(self.style, chunk, header_bytes, input),
         }
     }
 }
@@ -120,11 +129,12 @@ fn data_chunk(
     };
     let offset = parse_data_offset(offset)?;
     // A data chunk has at least one byte of data (NBD proto, NBD_REPLY_TYPE_OFFSET_DATA).
-    let Some(len_bytes @ 1..) = chunk.len_bytes.checked_sub(8) else {
+    let data_bytes = chunk.len_bytes.checked_sub(8).map(u32::try_from);
+    let Some(Ok(len_bytes @ 1..)) = data_bytes else {
         return Err(ProtocolError::Unexpected {
             structure: "data chunk",
             field: "length",
-            value: chunk.len_bytes.into(),
+            value: chunk.len_bytes,
         });
     };
     let _ = input.split_to(whole);
@@ -138,11 +148,12 @@ fn data_chunk(
 }
 
 fn whole_chunk(
+    style: HeaderStyle,
     chunk: ChunkHeader,
     header_bytes: usize,
     input: &mut BytesMut,
 ) -> Result<ReplyEvent, ProtocolError> {
-    if chunk.len_bytes > MAX_CHUNK_BYTES {
+    if chunk.len_bytes > MAX_CHUNK_BYTES.into() {
         return Err(chunk_too_long(chunk.len_bytes, MAX_CHUNK_BYTES));
     }
     let payload_bytes = usize::try_from(chunk.len_bytes).unwrap_or(usize::MAX);
@@ -161,7 +172,7 @@ fn whole_chunk(
     };
     match kind {
         ChunkKind::NONE if done && payload.is_empty() => Ok(ReplyEvent::End { cookie }),
-        ChunkKind::NONE => Err(unexpected("length of NONE", chunk.len_bytes.into())),
+        ChunkKind::NONE => Err(unexpected("length of NONE", chunk.len_bytes)),
         ChunkKind::OFFSET_HOLE => {
             let (offset, len_bytes) = parse_hole(payload)?;
             Ok(ReplyEvent::Hole {
@@ -171,8 +182,9 @@ fn whole_chunk(
                 done,
             })
         }
-        ChunkKind::BLOCK_STATUS => {
-            let (context, descriptors) = parse_block_status(payload)?;
+        kind if kind == ChunkKind::block_status(style) => {
+            let wide = style == HeaderStyle::Extended;
+            let (context, descriptors) = parse_block_status(wide, payload)?;
             Ok(ReplyEvent::Status {
                 cookie,
                 context,
