@@ -107,7 +107,6 @@ pub fn admit(request: &Request, negotiated: &Negotiated) -> Result<Command, Refu
         CommandCode::WRITE => {
             check_writable(negotiated)?;
             check_payload(request)?;
-            check_write_flag(request, negotiated)?;
             Ok(Command::Write {
                 range: inside(request, negotiated, ErrorCode::NOSPC)?,
                 fua,
@@ -245,15 +244,6 @@ fn check_flags(request: &Request, negotiated: &Negotiated) -> Result<(), Refused
 fn check_writable(negotiated: &Negotiated) -> Result<(), Refused> {
     if negotiated.info.read_only {
         refuse(ErrorCode::PERM, "the export is read-only")
-    } else {
-        Ok(())
-    }
-}
-
-fn check_write_flag(request: &Request, negotiated: &Negotiated) -> Result<(), Refused> {
-    let extended = negotiated.style == HeaderStyle::Extended;
-    if extended && !request.flags.has(CommandFlags::PAYLOAD_LEN) {
-        refuse(ErrorCode::INVAL, "a write says that it has a payload")
     } else {
         Ok(())
     }

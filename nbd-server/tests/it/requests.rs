@@ -265,7 +265,7 @@ fn with_extended_headers_lengths_have_64_bits() {
         (C::READ, none, HUGE, E::INVAL),
         (C::WRITE, payload, 512, E::NONE),
         (C::WRITE, payload, 0, E::NONE),
-        (C::WRITE, none, 0, E::INVAL),
+        (C::WRITE, none, 512, E::NONE),
         // A payload that the command does not know.
         (C::READ, payload, 512, E::INVAL),
         (C::WRITE_ZEROES, payload, 512, E::INVAL),
@@ -315,8 +315,8 @@ fn a_payload_is_announced_by_command_or_by_flag() {
         (long, C::TRIM, 32, most, Some(MAX_PAYLOAD_BYTES)),
         (long, C::TRIM, 32, most + 1, None),
         (long, C::WRITE, 32, most + 1, None),
-        (long, C::WRITE, 0, 0, Some(0)),
-        (long, C::WRITE, 0, 1, None),
+        (long, C::WRITE, 0, 9, Some(9)),
+        (long, C::WRITE, 0, most + 1, None),
     ] {
         let found = payload(style, command, flags, len_bytes);
         assert_eq!(found, expected, "{style:?} {command} {flags} {len_bytes}");
