@@ -47,6 +47,8 @@ pub(crate) struct Receiver<R, E> {
     read_ahead: usize,
     /// Payload of a refused or failed WRITE that is still to come.
     unwanted_bytes: u64,
+    /// A request that was taken and that nobody answers yet.
+    unanswered: Option<RequestId>,
     /// A reply is under way that no other may interrupt.
     streaming: bool,
 }
@@ -65,6 +67,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
             slots,
             read_ahead: READ_AHEAD_BYTES,
             unwanted_bytes: 0,
+            unanswered: None,
             streaming: false,
         }
     }
@@ -81,8 +84,10 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
     async fn serve_one(&mut self) -> Result<(), Ended> {
         let (request, payload_bytes) = self.header().await?;
         self.unwanted_bytes = payload_bytes.into();
-        let slot = self.slot().await?;
         let id = request.id();
+        // If the session must end before somebody takes it over, it is refused like those after it.
+        self.unanswered = Some(id);
+        let slot = self.slot().await?;
         match self.admit(&request).await? {
             Ok(Command::Disconnect) => return Err(Ended::Left),
             Ok(Command::Write { range, fua }) => return self.write(id, range, fua, slot).await,
@@ -111,7 +116,8 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
     }
 
     /// Starts a command that needs nothing more from the socket.
-    fn start(&self, id: RequestId, command: Command, slot: Slot) {
+    fn start(&mut self, id: RequestId, command: Command, slot: Slot) {
+        self.unanswered = None;
         let context = Arc::clone(&self.context);
         self.context.spawn(async move {
             match command {
@@ -150,6 +156,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         let context = Arc::clone(&self.context);
         let fragments = self.style().has_chunks() && !dont_fragment;
         if fragments || range.len_bytes == 0 {
+            self.unanswered = None;
             self.context
                 .spawn(async move { context.read_chunks(id, range, slot).await });
             return Ok(());
@@ -157,6 +164,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         if range.len_bytes <= u64::from(MAX_GATHERED_BYTES) {
             let gather = self.context.allowance.gather(short(range.len_bytes));
             if let Some(charge) = or_end(&self.context, gather).await? {
+                self.unanswered = None;
                 self.context.spawn(async move {
                     context.read_gathered(id, range, charge, slot).await;
                 });
@@ -165,6 +173,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         }
         // Everything else has left the queue before, and waits until this one has.
         drop(or_end(&self.context, self.all_slots_but(1)).await?);
+        self.unanswered = None;
         self.streaming = true;
         self.context.spawn(async move {
             context.read_streamed(id, range, slot).await;
@@ -192,6 +201,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         fua: bool,
         slot: Slot,
     ) -> Result<(), Ended> {
+        self.unanswered = None;
         let job = WriteJob::new(&self.context, id, range, fua, slot);
         let received = self.write_pieces(&job, range).await;
         match received {
@@ -255,6 +265,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
     ) -> Result<(), Ended> {
         tracing::debug!(?request, code = %refused.code, "refused: {}", refused.text);
         self.skip_unwanted().await?;
+        self.unanswered = None;
         let slot = Some(slot);
         self.context
             .fail(request.id(), refused.code, refused.text, slot)
@@ -350,6 +361,10 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
 
     async fn refuse_next(&mut self) -> Result<(), Ended> {
         self.skip_late().await?;
+        if let Some(id) = self.unanswered.take() {
+            self.refuse_late(id).await;
+            return Ok(());
+        }
         while self.ahead.len() < self.style().request_bytes() {
             self.read_late().await?;
         }
@@ -359,11 +374,13 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         }
         self.unwanted_bytes = payload_bytes.into();
         self.skip_late().await?;
-        let text = "the export is going away";
-        self.context
-            .fail(request.id(), ErrorCode::SHUTDOWN, text, None)
-            .await;
+        self.refuse_late(request.id()).await;
         Ok(())
+    }
+
+    async fn refuse_late(&self, id: RequestId) {
+        let text = "the export is going away";
+        self.context.fail(id, ErrorCode::SHUTDOWN, text, None).await;
     }
 
     async fn skip_late(&mut self) -> Result<(), Ended> {

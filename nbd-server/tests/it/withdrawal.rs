@@ -1,5 +1,6 @@
 //! Sessions that must end.
 
+use nbd_server::proto::limits::IN_FLIGHT_REQUESTS;
 use nbd_server::proto::{CommandCode, CommandFlags, ErrorCode};
 use tokio::io::AsyncWriteExt;
 
@@ -79,4 +80,29 @@ async fn a_peer_that_does_not_read_cannot_hold_the_server() {
     // The drain time of the paused clock passes; the session ends although nobody reads.
     client.session.await.unwrap();
     assert_eq!(server.script().still_open(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_its_turn_is_refused_and_not_lost() {
+    for withdraw in [true, false] {
+        let server = Server::new();
+        let mut client = server.connect().await;
+        server.script().writes.forget_permits(usize::MAX);
+        for _ in 0..IN_FLIGHT_REQUESTS {
+            client.send(CommandCode::WRITE, NONE, 0, 512).await;
+            client.socket.write_all(&[1; 512]).await.unwrap();
+        }
+        let waiting = client.send(CommandCode::WRITE, NONE, 0, 4096).await;
+        client.socket.write_all(&[2; 4096]).await.unwrap();
+        settle().await;
+        end(&server, withdraw);
+        settle().await;
+        let refused = Answer::Failed(ErrorCode::SHUTDOWN);
+        assert_eq!(client.answer().await, (waiting, refused));
+        server.script().writes.add_permits(1000);
+        for _ in 0..IN_FLIGHT_REQUESTS {
+            assert_eq!(client.answer().await.1, Answer::Done);
+        }
+        client.assert_closed().await;
+    }
 }
