@@ -35,4 +35,4 @@ pub use id::{
 pub use model::*;
 
 /// A bound NBD listener and its address, so that `api` wires the hub without a dependency on the NBD crate.
-pub use nbd_server::{ListenAddress, Listener};
+pub use nbd_server::{ListenAddress, Listener, ServerLimits};

@@ -4,8 +4,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
-use engine::ListenAddress;
 use engine::standalone::{Device, NamedDevice, Server, serve};
+use engine::{ListenAddress, ServerLimits};
 use nbd::client::{NbdClient, handshake};
 use tests::disk::{Disk, Op};
 use tests::hub::DEADLINE;
@@ -28,7 +28,11 @@ impl Served {
         let name = "vm-disk0".to_owned();
         let listen = [ListenAddress::Tcp(([127, 0, 0, 1], 0).into())];
         let server = runtime
-            .block_on(serve(vec![NamedDevice { name, device }], &listen))
+            .block_on(serve(
+                vec![NamedDevice { name, device }],
+                &listen,
+                ServerLimits::default(),
+            ))
             .expect("a server");
         let address = match server.local_addresses().first() {
             Some(ListenAddress::Tcp(address)) => *address,

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use engine::ListenAddress;
 use engine::standalone::{self, Device, NamedDevice};
+use engine::{ListenAddress, ServerLimits};
 
 use super::image::{Format, source};
 use super::serve::{Listen, listen};
@@ -72,6 +72,10 @@ pub(crate) struct Export {
     #[arg(long)]
     insecure: bool,
 
+    /// Do not offer 64-bit requests, for clients that offer them and fail at them.
+    #[arg(long)]
+    no_extended_headers: bool,
+
     /// Which logs to write to stderr.
     #[arg(
         long,
@@ -87,7 +91,11 @@ impl Export {
         logging::start(&self.log)?;
         let mut ends = Ends::catch().context("catch signals")?;
         let listen = self.addresses()?;
-        let server = standalone::serve(self.devices()?, &listen).await?;
+        let limits = ServerLimits {
+            extended_headers: !self.no_extended_headers,
+            ..ServerLimits::default()
+        };
+        let server = standalone::serve(self.devices()?, &listen, limits).await?;
         let urls: Vec<_> = server
             .local_addresses()
             .iter()

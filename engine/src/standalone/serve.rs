@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nbd_server::{ListenAddress, Listener};
+use nbd_server::{Gate, ListenAddress, Listener, ServerLimits};
 use qcow2::{Chain, FileStorage, Image, Opener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -100,13 +100,18 @@ impl Server {
     }
 }
 
-/// Opens every device first (a refusal comes before anything listens), then binds every address and serves.
+/// Opens every device first (a refusal comes before anything listens), then binds every address and serves. The limits
+/// count for all addresses together.
 ///
 /// # Errors
 ///
 /// `Conflict` for a name given twice, a file that exists or is being written by another process; what opening an image says;
 /// `Unavailable` for an address that cannot be bound.
-pub async fn serve(devices: Vec<NamedDevice>, listen: &[ListenAddress]) -> Result<Server, Error> {
+pub async fn serve(
+    devices: Vec<NamedDevice>,
+    listen: &[ListenAddress],
+    limits: ServerLimits,
+) -> Result<Server, Error> {
     let exports = Arc::new(ExportRegistry::default());
     for named in devices {
         let device = blocking(move || open(&named.device).map(|device| (named.name, device))).await;
@@ -118,6 +123,7 @@ pub async fn serve(devices: Vec<NamedDevice>, listen: &[ListenAddress]) -> Resul
         })?;
     }
     exports.publish_names();
+    let gate = Gate::new(limits);
     let mut bound = Vec::with_capacity(listen.len());
     for address in listen {
         let listener = Listener::bind(address).await.map_err(|error| {
@@ -128,7 +134,7 @@ pub async fn serve(devices: Vec<NamedDevice>, listen: &[ListenAddress]) -> Resul
             )
             .with_source(error)
         })?;
-        bound.push(listener);
+        bound.push(listener.with_gate(gate.clone()));
     }
     let stop = CancellationToken::new();
     let addresses = bound.iter().map(Listener::local_address).collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::*;
-use crate::{Comparison, ErrorKind};
+use crate::{Comparison, ErrorKind, ServerLimits};
 
 fn raw_content(seed: u64, len: usize) -> Vec<u8> {
     println!("seed={seed}");
@@ -175,9 +175,13 @@ async fn devices_are_served_and_flushed_at_the_end() {
         },
     };
     let any = nbd_server::ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
-    let server = serve(vec![new.clone()], std::slice::from_ref(&any))
-        .await
-        .unwrap();
+    let server = serve(
+        vec![new.clone()],
+        std::slice::from_ref(&any),
+        ServerLimits::default(),
+    )
+    .await
+    .unwrap();
     let addresses = server.local_addresses();
     let nbd_server::ListenAddress::Tcp(address) = &addresses[0] else {
         panic!("{addresses:?}")
@@ -185,7 +189,10 @@ async fn devices_are_served_and_flushed_at_the_end() {
     assert_ne!(address.port(), 0);
     // A name is served once, a file is made once, and its writer is alone.
     assert_eq!(
-        serve(vec![new], &[]).await.unwrap_err().kind,
+        serve(vec![new], &[], ServerLimits::default())
+            .await
+            .unwrap_err()
+            .kind,
         ErrorKind::Conflict
     );
     let open = NamedDevice {
@@ -196,7 +203,10 @@ async fn devices_are_served_and_flushed_at_the_end() {
         },
     };
     assert_eq!(
-        serve(vec![open.clone()], &[]).await.unwrap_err().kind,
+        serve(vec![open.clone()], &[], ServerLimits::default())
+            .await
+            .unwrap_err()
+            .kind,
         ErrorKind::Conflict
     );
     let url = format!("nbd://{address}");
@@ -225,5 +235,10 @@ async fn devices_are_served_and_flushed_at_the_end() {
         compared_bytes: 1 << 20,
     };
     assert_eq!(compare(&image, &raw).await.unwrap(), equal);
-    serve(vec![open], &[]).await.unwrap().stop().await.unwrap();
+    serve(vec![open], &[], ServerLimits::default())
+        .await
+        .unwrap()
+        .stop()
+        .await
+        .unwrap();
 }
