@@ -86,6 +86,9 @@ pub const EXPORTS_MAX: usize = 16_384;
 /// and at 64 KiB clusters this is 16 384 runs at worst.
 pub const EXTENT_QUERY_BYTES_MAX: u64 = 1 << 30;
 
+/// Shortest read that is looked up in the tables first, in bytes, because it may be all zero: a cluster of most images.
+pub const ZEROES_READ_BYTES_MIN: u64 = 64 << 10;
+
 /// How long a call to a node may take to connect, in seconds: it is on the same host or behind a tunnel.
 pub const NODE_CONNECT_TIMEOUT_S: u64 = 10;
 

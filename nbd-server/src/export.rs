@@ -27,6 +27,15 @@ impl ExportError {
     }
 }
 
+/// What a range of a device holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Exactly as many bytes as the range has.
+    Data(Bytes),
+    /// Zeroes; they need not travel where the client understands that.
+    Zeroes,
+}
+
 /// The device behind one session.
 ///
 /// The session checks range, flags and permission before it calls; ranges are never empty. Calls
@@ -38,12 +47,12 @@ pub trait Export: Send + Sync + 'static {
     /// What clients are told. Asked once, when the session begins.
     fn info(&self) -> ExportInfo;
 
-    /// The bytes of the range, exactly `range.len_bytes` of them (at most 256 KiB).
+    /// What the range holds, which is at most 256 KiB long.
     ///
     /// # Errors
     ///
     /// The client is told the code; it learns nothing about which part failed.
-    fn read(&self, range: ByteRange) -> impl Future<Output = Result<Bytes, ExportError>> + Send;
+    fn read(&self, range: ByteRange) -> impl Future<Output = Result<Content, ExportError>> + Send;
 
     /// A piece of a WRITE: at most 256 KiB, not crossing a multiple of 256 KiB. Pieces of one
     /// request are written concurrently, in no order. A `data` that is dropped when the call returns

@@ -60,7 +60,7 @@ mod session;
 pub use proto::{ByteRange, ErrorCode, ExportInfo, ExportName, Extent, MetaContext, Zero};
 
 #[cfg(feature = "server")]
-pub use export::{Export, ExportError, Exports, OpenError, Peer};
+pub use export::{Content, Export, ExportError, Exports, OpenError, Peer};
 #[cfg(feature = "server")]
 pub use listener::{ListenAddress, Listener, ServerLimits};
 #[cfg(feature = "server")]

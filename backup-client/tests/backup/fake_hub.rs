@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use nbd_server::proto::ByteRange;
-use nbd_server::{Export, ListenAddress, Listener};
+use nbd_server::{Content, Export, ListenAddress, Listener};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -93,7 +93,12 @@ impl FakeHub {
             offset: 0,
             len_bytes: device.size_bytes,
         };
-        let read = async { device.memory.read(range).await.unwrap().to_vec() };
+        let read = async {
+            match device.memory.read(range).await.unwrap() {
+                Content::Data(data) => data.to_vec(),
+                Content::Zeroes => vec![0; usize::try_from(range.len_bytes).unwrap()],
+            }
+        };
         futures_util::FutureExt::now_or_never(read).expect("memory answers at once")
     }
 

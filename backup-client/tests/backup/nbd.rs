@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use nbd_server::exports::MemoryExport;
 use nbd_server::{
-    ByteRange, ErrorCode, Export, ExportError, ExportInfo, ExportName, Exports, Extent, OpenError,
-    Peer, Zero,
+    ByteRange, Content, ErrorCode, Export, ExportError, ExportInfo, ExportName, Exports, Extent,
+    OpenError, Peer, Zero,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -111,7 +111,7 @@ impl Export for Device {
         }
     }
 
-    async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
+    async fn read(&self, range: ByteRange) -> Result<Content, ExportError> {
         self.memory.read(range).await
     }
 

@@ -14,6 +14,10 @@ pub(crate) trait Device: Send + Sync + 'static {
     }
     /// Fills `into` from `offset`.
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError>;
+    /// Whether a range is known to read as zero, without reading it. `false` when that would take long to find out.
+    fn reads_zero(&self, _offset: u64, _len_bytes: u64) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
     /// Writes `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
     /// Makes a range read as zero; `keep_allocation` wants space to stay reserved for it.
@@ -111,6 +115,12 @@ pub(crate) fn chain_contexts(has_parent: bool) -> Vec<MetaContext> {
 
 /// The bitmap that stands for the changes of a point since its parent: `qemu:dirty-bitmap:changes`.
 const CHANGES_BITMAP: &str = "changes";
+
+/// Whether none of these extents has data.
+pub(crate) fn all_zero(extents: &[qcow2::Extent]) -> bool {
+    let has_data = |extent: &qcow2::Extent| extent.kind == qcow2::ExtentKind::Data;
+    !extents.iter().any(has_data)
+}
 
 /// The state of qcow2 extents as block status tells it (NBD proto, "base:allocation"; QEMU, docs/interop/nbd.txt).
 pub(crate) fn allocation(extents: &[qcow2::Extent]) -> Vec<Extent> {

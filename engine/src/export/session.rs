@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nbd_server::{ByteRange, ErrorCode, Export, ExportError, ExportInfo, Extent, Zero};
+use nbd_server::{ByteRange, Content, ErrorCode, Export, ExportError, ExportInfo, Extent, Zero};
 
 use super::device::{Device, DeviceError};
 use super::gate::Gate;
 use super::live::LiveExport;
-use crate::limits::EXTENT_QUERY_BYTES_MAX;
+use crate::limits::{EXTENT_QUERY_BYTES_MAX, ZEROES_READ_BYTES_MIN};
 
 /// A connection's view of a served device, bound to the writer generation in which it was opened.
 pub struct OpenExport {
@@ -86,12 +86,17 @@ impl Export for OpenExport {
         }
     }
 
-    async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
+    async fn read(&self, range: ByteRange) -> Result<Content, ExportError> {
         let len = usize::try_from(range.len_bytes).map_err(|_| too_long(range))?;
         self.run(move |device| {
+            // For less, looking it up costs more than it saves.
+            let worth_asking = range.len_bytes >= ZEROES_READ_BYTES_MIN;
+            if worth_asking && device.reads_zero(range.offset, range.len_bytes)? {
+                return Ok(Content::Zeroes);
+            }
             let mut data = vec![0; len];
             device.read(range.offset, &mut data)?;
-            Ok(Bytes::from(data))
+            Ok(Content::Data(Bytes::from(data)))
         })
         .await
     }

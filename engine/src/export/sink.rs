@@ -3,7 +3,7 @@
 use nbd_server::{Extent, MetaContext};
 use qcow2::Image;
 
-use super::device::{Device, DeviceError, allocation, chain_contexts};
+use super::device::{Device, DeviceError, all_zero, allocation, chain_contexts};
 
 impl Device for Image {
     fn size_bytes(&self) -> u64 {
@@ -16,6 +16,10 @@ impl Device for Image {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
         Ok(Image::read(self, offset, into)?)
+    }
+
+    fn reads_zero(&self, offset: u64, len_bytes: u64) -> Result<bool, DeviceError> {
+        Ok(all_zero(&Image::extents(self, offset, len_bytes)?))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {

@@ -3,7 +3,7 @@
 use nbd_server::{ErrorCode, Extent, MetaContext};
 use qcow2::Chain;
 
-use super::device::{Device, DeviceError, allocation, chain_contexts};
+use super::device::{Device, DeviceError, all_zero, allocation, chain_contexts};
 
 impl Device for Chain {
     fn size_bytes(&self) -> u64 {
@@ -16,6 +16,10 @@ impl Device for Chain {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
         Ok(Chain::read(self, offset, into)?)
+    }
+
+    fn reads_zero(&self, offset: u64, len_bytes: u64) -> Result<bool, DeviceError> {
+        Ok(all_zero(&Chain::extents(self, offset, len_bytes)?))
     }
 
     fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {

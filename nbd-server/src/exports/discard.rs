@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use crate::proto::limits::PIECE_BYTES;
-use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, MetaContext, Zero};
+use crate::{ByteRange, Content, Export, ExportError, ExportInfo, Extent, MetaContext, Zero};
 
 /// What every read is cut from.
 static ZEROES: [u8; PIECE_BYTES as usize] = [0; PIECE_BYTES as usize];
@@ -32,9 +32,11 @@ impl Export for DiscardExport {
         }
     }
 
-    async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
+    async fn read(&self, range: ByteRange) -> Result<Content, ExportError> {
         let len = usize::try_from(range.len_bytes).unwrap_or(usize::MAX);
-        Ok(Bytes::from_static(&ZEROES).slice(..len.min(ZEROES.len())))
+        // As data: what is measured is the wire.
+        let data = Bytes::from_static(&ZEROES).slice(..len.min(ZEROES.len()));
+        Ok(Content::Data(data))
     }
 
     async fn write(&self, _offset: u64, _data: Bytes) -> Result<(), ExportError> {

@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 
 use crate::proto::ErrorCode;
-use crate::{ByteRange, Export, ExportError, ExportInfo, Extent, MetaContext, Zero};
+use crate::{ByteRange, Content, Export, ExportError, ExportInfo, Extent, MetaContext, Zero};
 
 /// Granularity in which memory is taken and given back.
 const PAGE_BYTES: u64 = 64 * 1024;
@@ -101,9 +101,12 @@ impl Export for MemoryExport {
         }
     }
 
-    async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
+    async fn read(&self, range: ByteRange) -> Result<Content, ExportError> {
         self.check(range)?;
         let pages = self.pages.read();
+        if pages_of(range).all(|part| !pages.contains_key(&part.page)) {
+            return Ok(Content::Zeroes);
+        }
         let mut data = BytesMut::with_capacity(usize::try_from(range.len_bytes).unwrap_or(0));
         for part in pages_of(range) {
             match pages.get(&part.page) {
@@ -111,7 +114,7 @@ impl Export for MemoryExport {
                 None => data.resize(data.len() + part.len, 0),
             }
         }
-        Ok(data.freeze())
+        Ok(Content::Data(data.freeze()))
     }
 
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), ExportError> {

@@ -13,8 +13,8 @@ const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
-/// The longest head: an extended header and the offset of a data chunk.
-const MAX_HEAD_BYTES: usize = 40;
+/// The longest head: an extended header, and the offset and length of a hole.
+const MAX_HEAD_BYTES: usize = 44;
 
 /// The bytes of a reply before its payload.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +71,19 @@ impl Head {
         let kind = ChunkKind::OFFSET_DATA;
         let writer = Self::chunk_writer(style, kind, id, payload_bytes, done);
         Self::from_writer(writer.u64(offset))
+    }
+
+    /// A whole chunk that says that `len_bytes` (not 0) from `offset` of the device are zero.
+    #[must_use]
+    pub fn hole(
+        style: HeaderStyle,
+        id: RequestId,
+        offset: u64,
+        len_bytes: u32,
+        done: bool,
+    ) -> Self {
+        let writer = Self::chunk_writer(style, ChunkKind::OFFSET_HOLE, id, 12, done);
+        Self::from_writer(writer.u64(offset).u32(len_bytes))
     }
 
     fn chunk_writer(

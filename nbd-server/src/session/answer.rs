@@ -16,7 +16,7 @@ use crate::proto::{
     ByteRange, ChunkKind, ContextId, ErrorCode, Extent, Head, HeaderStyle, Negotiated, RequestId,
     SelectedContext, Zero, block_status_payload, error_payload,
 };
-use crate::{Export, ExportError};
+use crate::{Content, Export, ExportError};
 
 /// What the tasks of one session share.
 #[derive(Debug)]
@@ -122,18 +122,28 @@ impl<E: Export> Context<E> {
         for piece in range.pieces(PIECE_BYTES) {
             let len_bytes = short(piece.len_bytes);
             let charge = self.allowance.piece(len_bytes).await;
-            let payload = match self.read_piece(piece).await {
-                Ok(payload) => payload,
+            let content = match self.read_content(piece).await {
+                Ok(content) => content,
                 Err(error) => return self.fail(id, error.code, "read failed", slot).await,
             };
             let done = piece.end() == range.end();
-            let head = Some(Head::data(self.style(), id, piece.offset, len_bytes, done));
+            let (style, offset) = (self.style(), piece.offset);
+            let (head, payload, charge) = match content {
+                Content::Data(data) => {
+                    let head = Head::data(style, id, offset, len_bytes, done);
+                    (head, data, Some(charge))
+                }
+                Content::Zeroes => {
+                    let head = Head::hole(style, id, offset, len_bytes, done);
+                    (head, Bytes::new(), None)
+                }
+            };
             let slot = if done { slot.take() } else { None };
             if !self
                 .send(Outgoing {
-                    head,
+                    head: Some(head),
                     payload,
-                    charge: Some(charge),
+                    charge,
                     slot,
                 })
                 .await
@@ -268,18 +278,30 @@ impl<E: Export> Context<E> {
         }
     }
 
+    /// The bytes of a piece, whatever it holds.
     async fn read_piece(&self, piece: ByteRange) -> Result<Bytes, ExportError> {
-        let outcome = self.export.read(piece).await.and_then(|data| {
-            if data.len() == length_of(piece) {
-                return Ok(data);
-            }
-            let message = format!(
-                "read of another length len={} expected={}",
-                data.len(),
-                piece.len_bytes
-            );
-            Err(ExportError::new(ErrorCode::IO, message))
-        });
+        Ok(match self.read_content(piece).await? {
+            Content::Data(data) => data,
+            Content::Zeroes => zeroes(piece),
+        })
+    }
+
+    async fn read_content(&self, piece: ByteRange) -> Result<Content, ExportError> {
+        let outcome = self
+            .export
+            .read(piece)
+            .await
+            .and_then(|content| match &content {
+                Content::Data(data) if data.len() != length_of(piece) => {
+                    let message = format!(
+                        "read of another length len={} expected={}",
+                        data.len(),
+                        piece.len_bytes
+                    );
+                    Err(ExportError::new(ErrorCode::IO, message))
+                }
+                _ => Ok(content),
+            });
         if let Err(error) = &outcome {
             self.log_failure("read", piece.offset, piece.len_bytes, error);
         }

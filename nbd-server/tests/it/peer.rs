@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,8 +12,8 @@ use nbd_server::proto::client::{
 };
 use nbd_server::proto::{BASE_ALLOCATION, CommandCode, CommandFlags, Cookie, HeaderStyle, Request};
 use nbd_server::{
-    ByteRange, ErrorCode, Export, ExportError, ExportInfo, ExportName, Exports, Extent, Gate,
-    MetaContext, OpenError, Peer, ServerLimits, Zero, serve_connection,
+    ByteRange, Content, ErrorCode, Export, ExportError, ExportInfo, ExportName, Exports, Extent,
+    Gate, MetaContext, OpenError, Peer, ServerLimits, Zero, serve_connection,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Semaphore;
@@ -38,6 +38,8 @@ pub(crate) struct Script {
     /// Writes take a permit before they do anything.
     pub(crate) writes: Semaphore,
     pub(crate) withdrawn: CancellationToken,
+    /// Zeroes are told of, not sent.
+    pub(crate) tells_zeroes: AtomicBool,
     pub(crate) opened: AtomicUsize,
     pub(crate) closed: AtomicUsize,
     pub(crate) calls: AtomicUsize,
@@ -65,6 +67,7 @@ impl Probe {
             panic_at: AtomicU64::new(NOWHERE),
             writes: Semaphore::new(Semaphore::MAX_PERMITS),
             withdrawn: CancellationToken::new(),
+            tells_zeroes: AtomicBool::new(false),
             opened: AtomicUsize::new(0),
             closed: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
@@ -132,12 +135,17 @@ impl Export for Probe {
         }
     }
 
-    async fn read(&self, range: ByteRange) -> Result<Bytes, ExportError> {
+    async fn read(&self, range: ByteRange) -> Result<Content, ExportError> {
         let _call = self.call(range.offset, range.len_bytes)?;
-        let data = self.memory.read(range).await?;
+        let data = match self.memory.read(range).await? {
+            Content::Zeroes if self.script.tells_zeroes.load(SeqCst) => return Ok(Content::Zeroes),
+            Content::Zeroes => Bytes::from(vec![0; usize::try_from(range.len_bytes).unwrap()]),
+            Content::Data(data) => data,
+        };
         let now = self.script.held.fetch_add(data.len(), SeqCst) + data.len();
         self.script.held_most.fetch_max(now, SeqCst);
-        Ok(Bytes::from_owner(Held(data, Arc::clone(&self.script))))
+        let held = Bytes::from_owner(Held(data, Arc::clone(&self.script)));
+        Ok(Content::Data(held))
     }
 
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), ExportError> {
@@ -490,6 +498,18 @@ impl Client {
                     let part = self.data(len_bytes as usize).await;
                     let start = usize::try_from(at - offset).unwrap();
                     data[start..start + part.len()].copy_from_slice(&part);
+                    if done {
+                        return Ok(data);
+                    }
+                }
+                ReplyEvent::Hole {
+                    offset: at,
+                    len_bytes,
+                    done,
+                    ..
+                } => {
+                    let start = usize::try_from(at - offset).unwrap();
+                    data[start..start + len_bytes as usize].fill(0);
                     if done {
                         return Ok(data);
                     }

@@ -96,8 +96,7 @@ fn every_kind_of_chunk(style: HeaderStyle) {
     let len = u32::try_from(error.len()).unwrap();
     bytes.extend_from_slice(Head::chunk(style, ChunkKind::ERROR, ID, len, true).as_bytes());
     bytes.extend_from_slice(&error);
-    bytes.extend_from_slice(Head::chunk(style, ChunkKind::OFFSET_HOLE, ID, 12, false).as_bytes());
-    bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 9]);
+    bytes.extend_from_slice(Head::hole(style, ID, 512, 9, false).as_bytes());
     bytes.extend_from_slice(Head::chunk(style, ChunkKind::NONE, ID, 0, true).as_bytes());
     assert_eq!(
         events(style, &bytes),

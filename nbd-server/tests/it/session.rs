@@ -404,3 +404,66 @@ async fn leaving_politely_still_answers_what_is_in_flight() {
     assert_eq!(client.answer().await, (cookie, Answer::Done));
     client.assert_closed().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn zeroes_are_told_and_not_sent() {
+    let server = Server::new();
+    server.script().tells_zeroes.store(true, SeqCst);
+    let mut client = server.connect().await;
+    let data = pattern(256 << 10);
+    assert_eq!(client.write(1 << 20, &data).await, Answer::Done);
+    client
+        .send(CommandCode::READ, NONE, 512 << 10, 1 << 20)
+        .await;
+    let mut parts = Vec::new();
+    let ended = loop {
+        match client.event().await.expect("an answer") {
+            ReplyEvent::Hole {
+                offset,
+                len_bytes,
+                done,
+                ..
+            } => {
+                parts.push((offset >> 10, len_bytes >> 10, "hole"));
+                if done {
+                    break offset + u64::from(len_bytes);
+                }
+            }
+            ReplyEvent::Data {
+                offset, len_bytes, ..
+            } => {
+                assert!(client.data(len_bytes as usize).await == data);
+                parts.push((offset >> 10, len_bytes >> 10, "data"));
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    };
+    assert_eq!(ended, 1536 << 10);
+    let expected = [
+        (512, 256, "hole"),
+        (768, 256, "hole"),
+        (1024, 256, "data"),
+        (1280, 256, "hole"),
+    ];
+    assert_eq!(parts, expected);
+    // What must be one piece has its zeroes in it.
+    for len in [512_u64 << 10, 4 << 20] {
+        client
+            .send(CommandCode::READ, CommandFlags::DF, 0, len)
+            .await;
+        let event = client.event().await;
+        assert!(
+            matches!(event, Some(ReplyEvent::Data { len_bytes, .. }) if u64::from(len_bytes) == len),
+            "{event:?}"
+        );
+        let read = client.data(usize::try_from(len).unwrap()).await;
+        assert!(read[..512 << 10].iter().all(|byte| *byte == 0));
+        if matches!(event, Some(ReplyEvent::Data { done: false, .. })) {
+            assert_eq!(client.answer().await.1, Answer::Done);
+        }
+    }
+    let mut plain = server.connect_plain().await;
+    plain.send(CommandCode::READ, NONE, 0, 4096).await;
+    assert_eq!(plain.answer().await.1, Answer::Done);
+    assert!(plain.data(4096).await.iter().all(|byte| *byte == 0));
+}
