@@ -3,8 +3,8 @@
 
 use bytes::{Buf, BytesMut};
 use libfuzzer_sys::fuzz_target;
-use nbd_server::proto::ExportName;
 use nbd_server::proto::client::{ClientGoal, ClientHandshake, ClientStep, Replies, ReplyEvent};
+use nbd_server::proto::{BASE_ALLOCATION, ExportName, HeaderStyle};
 
 fuzz_target!(|data: &[u8]| {
     let Some((setting, bytes)) = data.split_first() else {
@@ -16,8 +16,14 @@ fuzz_target!(|data: &[u8]| {
     } else {
         ClientGoal::Use {
             name: ExportName::new("disk").expect("plain"),
-            block_status: setting & 2 != 0,
+            contexts: vec![BASE_ALLOCATION.to_owned(); usize::from(setting >> 1 & 1)],
+            extended_headers: setting & 8 != 0,
         }
+    };
+    let mut style = match setting >> 4 & 3 {
+        0 => HeaderStyle::Simple,
+        1 => HeaderStyle::Structured,
+        _ => HeaderStyle::Extended,
     };
     if setting & 4 == 0 {
         let mut handshake = ClientHandshake::new(goal);
@@ -25,12 +31,14 @@ fuzz_target!(|data: &[u8]| {
             Ok(ClientStep::Ready(remote)) => {
                 assert!(remote.min_block_bytes.is_power_of_two());
                 assert!(remote.max_block_bytes >= remote.min_block_bytes);
+                assert!(remote.contexts.len() <= 1, "no more than were asked for");
+                style = remote.style;
             }
             Ok(ClientStep::NeedBytes(need)) => assert!(need > 0),
             Ok(ClientStep::Listed(_)) | Err(_) => return,
         }
     }
-    let replies = Replies;
+    let replies = Replies::new(style);
     loop {
         match replies.next(&mut input) {
             Ok(ReplyEvent::NeedBytes(need)) => {

@@ -3,11 +3,11 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use nbd_server::proto::{ExportInfo, Handshake, Refusal, Step};
+use nbd_server::proto::{ExportInfo, Handshake, HeaderStyle, MetaContext, Offer, Refusal, Step};
 
 /// What a server with one export says to these bytes, given to it in pieces of `piece` bytes.
-fn talk(bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
-    let mut handshake = Handshake::new();
+fn talk(offer: Offer, bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
+    let mut handshake = Handshake::new(offer);
     let mut said = handshake.output().split().to_vec();
     let mut input = BytesMut::new();
     let mut rest = bytes;
@@ -32,12 +32,16 @@ fn talk(bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
                     multi_conn: true,
                     fast_zero: true,
                     description: "a disk".to_owned(),
+                    contexts: vec![MetaContext::Allocation, MetaContext::AllocationDepth],
                 }),
                 "secret" => handshake.export_refused(&Refusal::Policy("not for you".to_owned())),
                 _ => handshake.export_refused(&Refusal::Unknown),
             },
             Ok(Step::ListExports) => handshake.exports_listed(vec!["disk".to_owned()]),
             Ok(Step::Negotiated(agreed)) => {
+                let extended = agreed.style == HeaderStyle::Extended;
+                assert!(offer.extended_headers || !extended, "it was not offered");
+                assert!(agreed.contexts.is_empty() || agreed.style.has_chunks());
                 return (said, format!("{agreed:?}"), input.len() + rest.len());
             }
             Ok(Step::Close) => return (said, "closes".to_owned(), 0),
@@ -47,8 +51,12 @@ fn talk(bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((cut, bytes)) = data.split_first() else {
+    let [cut, offer, bytes @ ..] = data else {
         return;
     };
-    assert_eq!(talk(bytes, usize::from(*cut) + 1), talk(bytes, usize::MAX));
+    let offer = Offer {
+        extended_headers: offer & 1 != 0,
+    };
+    let in_pieces = talk(offer, bytes, usize::from(*cut) + 1);
+    assert_eq!(in_pieces, talk(offer, bytes, usize::MAX));
 });
