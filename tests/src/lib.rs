@@ -7,6 +7,7 @@
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
 //! - [`lossy_fs`]: real files on a disk that loses what was not synced.
 //! - [`wire`]: an NBD connection that misbehaves as told.
+//! - [`servers`]: NBD servers, ours and those of others, and one client that asks them all the same.
 
 #![expect(
     clippy::print_stderr,
@@ -21,4 +22,5 @@ pub mod lossy_fs;
 pub mod peers;
 pub mod qemu;
 pub mod seed;
+pub mod servers;
 pub mod wire;
