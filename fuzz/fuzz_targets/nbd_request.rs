@@ -89,7 +89,9 @@ fuzz_target!(|data: &[u8]| {
             return;
         };
         let mut again = BytesMut::new();
-        request.encode(style, &mut again).expect("it fits its style");
+        request
+            .encode(style, &mut again)
+            .expect("it fits its style");
         assert_eq!(again, header, "a request is what was sent");
         let Ok(payload_bytes) = request.payload_bytes(style) else {
             return;
