@@ -413,7 +413,8 @@ fn any_cut_leaves_what_was_flushed() {
     // What the cuts are about did happen.
     if wanted >= 5000 {
         assert!(lost > cuts / 10 && seals > 10, "lost={lost} seals={seals}");
-        assert_eq!(forced[&Tight::Nothing], 0);
+        // Without tight limits only the largest clusters fill a cache, now and then.
+        assert!(forced[&Tight::Nothing] < 10, "{forced:?}");
         for tight in [
             Tight::DirtyTables,
             Tight::DirtyRefcounts,
