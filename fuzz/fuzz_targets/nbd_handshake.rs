@@ -3,14 +3,18 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use nbd_server::proto::{ExportInfo, Handshake, HeaderStyle, MetaContext, Offer, Refusal, Step};
+use nbd_server::proto::{
+    ExportInfo, Handshake, HeaderStyle, MetaContext, Offer, ProtocolError, Refusal, Step, TlsPolicy,
+};
 
-/// What a server with one export says to these bytes, given to it in pieces of `piece` bytes.
-fn talk(offer: Offer, bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
+/// What a server with one export says to the bytes before TLS and to those in it, given to it in
+/// pieces of `piece` bytes.
+fn talk(offer: Offer, (plain, secret): (&[u8], &[u8]), piece: usize) -> (Vec<u8>, String, usize) {
     let mut handshake = Handshake::new(offer);
     let mut said = handshake.output().split().to_vec();
     let mut input = BytesMut::new();
-    let mut rest = bytes;
+    let mut rest = plain;
+    let mut in_tls = false;
     loop {
         let step = handshake.step(&mut input);
         said.extend_from_slice(&handshake.output().split());
@@ -24,6 +28,22 @@ fn talk(offer: Offer, bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
                 let (now, later) = rest.split_at(piece.min(rest.len()));
                 input.extend_from_slice(now);
                 rest = later;
+            }
+            Ok(Step::StartTls) => {
+                assert!(offer.tls != TlsPolicy::Off && !in_tls, "once, and as told");
+                assert!(input.is_empty(), "nothing is heard before its time");
+                if !rest.is_empty() {
+                    // Nobody said when these came: at once, they end the connection.
+                    return (Vec::new(), "says more in plaintext".to_owned(), 0);
+                }
+                in_tls = true;
+                rest = secret;
+                handshake.tls_started();
+            }
+            Ok(Step::FindExport(..) | Step::ListExports | Step::Negotiated(_))
+                if offer.tls == TlsPolicy::Require && !in_tls =>
+            {
+                panic!("nothing is looked up before tls")
             }
             Ok(Step::FindExport(name, _)) => match name.as_str() {
                 "" | "disk" => handshake.export_found(ExportInfo {
@@ -45,18 +65,27 @@ fn talk(offer: Offer, bytes: &[u8], piece: usize) -> (Vec<u8>, String, usize) {
                 return (said, format!("{agreed:?}"), input.len() + rest.len());
             }
             Ok(Step::Close) => return (said, "closes".to_owned(), 0),
+            Err(ProtocolError::PlaintextAfterStartTls { .. }) => {
+                return (Vec::new(), "says more in plaintext".to_owned(), 0);
+            }
             Err(error) => return (said, error.to_string(), 0),
         }
     }
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [cut, offer, bytes @ ..] = data else {
+    let [cut, offer, before, bytes @ ..] = data else {
         return;
     };
+    let parts = bytes.split_at(usize::from(*before).min(bytes.len()));
     let offer = Offer {
         extended_headers: offer & 1 != 0,
+        tls: match offer >> 1 & 3 {
+            0 => TlsPolicy::Require,
+            1 => TlsPolicy::On,
+            _ => TlsPolicy::Off,
+        },
     };
-    let in_pieces = talk(offer, bytes, usize::from(*cut) + 1);
-    assert_eq!(in_pieces, talk(offer, bytes, usize::MAX));
+    let in_pieces = talk(offer, parts, usize::from(*cut) + 1);
+    assert_eq!(in_pieces, talk(offer, parts, usize::MAX));
 });

@@ -58,6 +58,13 @@ pub enum ProtocolError {
         /// All flags of the client.
         flags: u32,
     },
+    /// More came behind STARTTLS, without waiting for its answer: somebody on the line wants it to be
+    /// heard as if it had come through TLS.
+    #[error("plaintext follows STARTTLS count={count}")]
+    PlaintextAfterStartTls {
+        /// How many bytes were there already.
+        count: usize,
+    },
     /// More options than a client that wants an export needs.
     #[error("too many options before an export was chosen max={max}")]
     TooManyOptions {

@@ -23,17 +23,33 @@ const OFFERED: HandshakeFlags = HandshakeFlags::FIXED_NEWSTYLE.with(HandshakeFla
 /// The reserved bytes after `NBD_OPT_EXPORT_NAME`.
 const EXPORT_NAME_PADDING: usize = 124;
 
+/// Whether a connection goes on in TLS (NBD proto, "TLS support": the modes NOTLS, SELECTIVETLS and
+/// FORCEDTLS of a server).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsPolicy {
+    /// Never; a client that asks for it is told.
+    #[default]
+    Off,
+    /// When the client asks for it.
+    On,
+    /// Always: before it nothing is told, looked up or agreed on.
+    Require,
+}
+
 /// What a server is willing to negotiate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
     /// 64-bit lengths, for clients that ask for them; else the option is not known.
     pub extended_headers: bool,
+    /// Whether the connection goes on in TLS.
+    pub tls: TlsPolicy,
 }
 
 impl Default for Offer {
     fn default() -> Self {
         Self {
             extended_headers: true,
+            tls: TlsPolicy::Off,
         }
     }
 }
@@ -56,6 +72,9 @@ pub enum Step {
     FindExport(ExportName, ExportPurpose),
     /// Gather the names, then call [`Handshake::exports_listed`].
     ListExports,
+    /// Send the output, begin TLS, then call [`Handshake::tls_started`] and go on with what comes
+    /// inside of it. The input is empty.
+    StartTls,
     /// Send the output; requests follow. What is left in the input belongs to the first of them.
     Negotiated(Negotiated),
     /// Send the output and close.
@@ -88,6 +107,7 @@ enum State {
         about: About,
     },
     AwaitList,
+    AwaitTls,
     /// Both sides agree; the caller learns it with the next step.
     Agreed(Box<Negotiated>),
     /// The connection ends; the caller learns it with the next step.
@@ -110,8 +130,12 @@ enum About {
 /// ```text
 ///  client flags ──▶ option header ──▶ payload ──▶ answer ──▶ (next option)
 ///                         │              │
-///                         └─▶ skip ──────┴─▶ FindExport · ListExports ──▶ Negotiated · Close
+///                         └─▶ skip ──────┴─▶ FindExport · ListExports · StartTls ──▶ Negotiated · Close
 /// ```
+///
+/// Whoever sits on the line can say anything before TLS begins. So nothing that was agreed on before
+/// counts afterwards but the client flags, which are never sent again, and bytes that follow
+/// `NBD_OPT_STARTTLS` without waiting for its answer end the connection (the class of CVE-2021-3716).
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
@@ -119,6 +143,7 @@ pub struct Handshake {
     offer: Offer,
     options_seen: u32,
     no_zeroes: bool,
+    in_tls: bool,
     style: HeaderStyle,
     /// The contexts that were set, and the export for which: they count for that name only.
     contexts: Option<(ExportName, Vec<SelectedContext>)>,
@@ -145,6 +170,7 @@ impl Handshake {
             offer,
             options_seen: 0,
             no_zeroes: false,
+            in_tls: false,
             style: HeaderStyle::Simple,
             contexts: None,
         }
@@ -189,7 +215,11 @@ impl Handshake {
                         return Ok(Step::NeedBytes(1));
                     }
                     let code = *code;
-                    self.refuse(code, ReplyCode::ERR_TOO_BIG, "option payload too long");
+                    if self.is_too_early(code) {
+                        self.refuse_before_tls(code);
+                    } else {
+                        self.refuse(code, ReplyCode::ERR_TOO_BIG, "option payload too long");
+                    }
                 }
                 State::OptionPayload(header) => {
                     let need = usize::try_from(header.len_bytes).unwrap_or(usize::MAX);
@@ -197,11 +227,12 @@ impl Handshake {
                         return Ok(Step::NeedBytes(need - input.len()));
                     }
                     let code = header.code;
-                    if let Some(step) = self.option(code, &input.split_to(need))? {
+                    let payload = input.split_to(need);
+                    if let Some(step) = self.option(code, &payload, input.len())? {
                         return Ok(step);
                     }
                 }
-                State::AwaitExport { .. } | State::AwaitList => {
+                State::AwaitExport { .. } | State::AwaitList | State::AwaitTls => {
                     panic!("the question of the last step was not answered")
                 }
                 State::Agreed(_) => {
@@ -241,6 +272,11 @@ impl Handshake {
             // Also when it will be refused: the last query counts, not the last that was accepted.
             self.contexts = None;
         }
+        if header.code == OptionCode::EXPORT_NAME && self.is_too_early(header.code) {
+            // There is no error to tell, whatever it names.
+            self.state = State::Closing;
+            return Ok(());
+        }
         // EXPORT_NAME has no way to tell an error, so that its excess ends the connection, too.
         let max = if header.code == OptionCode::EXPORT_NAME {
             MAX_OPTION_BYTES
@@ -265,7 +301,17 @@ impl Handshake {
         Ok(())
     }
 
-    fn option(&mut self, code: OptionCode, payload: &[u8]) -> Result<Option<Step>, ProtocolError> {
+    /// Answers an option, behind which `ahead` more bytes are there already.
+    fn option(
+        &mut self,
+        code: OptionCode,
+        payload: &[u8],
+        ahead: usize,
+    ) -> Result<Option<Step>, ProtocolError> {
+        if self.is_too_early(code) {
+            self.refuse_before_tls(code);
+            return Ok(None);
+        }
         if code == OptionCode::EXTENDED_HEADERS && !self.offer.extended_headers {
             self.refuse_unknown(code);
             return Ok(None);
@@ -302,6 +348,7 @@ impl Handshake {
                 self.state = State::Closing;
                 None
             }
+            ClientOption::StartTls => self.start_tls(code, ahead)?,
             ClientOption::StructuredReply => {
                 self.structured_replies(code);
                 None
@@ -325,6 +372,54 @@ impl Handshake {
                 None
             }
         })
+    }
+
+    /// Whether an option must wait for TLS (NBD proto, "FORCEDTLS mode").
+    fn is_too_early(&self, code: OptionCode) -> bool {
+        let allowed = code == OptionCode::STARTTLS || code == OptionCode::ABORT;
+        self.offer.tls == TlsPolicy::Require && !self.in_tls && !allowed
+    }
+
+    fn refuse_before_tls(&mut self, code: OptionCode) {
+        let text = "this server serves in tls only";
+        self.refuse(code, ReplyCode::ERR_TLS_REQD, text);
+    }
+
+    fn start_tls(&mut self, code: OptionCode, ahead: usize) -> Result<Option<Step>, ProtocolError> {
+        if self.in_tls {
+            self.refuse(code, ReplyCode::ERR_INVALID, "tls has begun already");
+            return Ok(None);
+        }
+        if self.offer.tls == TlsPolicy::Off {
+            self.refuse(code, ReplyCode::ERR_POLICY, "tls is not configured");
+            return Ok(None);
+        }
+        if ahead > 0 {
+            return Err(ProtocolError::PlaintextAfterStartTls { count: ahead });
+        }
+        self.reply(code, &OptionReply::Ack);
+        self.style = HeaderStyle::Simple;
+        self.contexts = None;
+        self.state = State::AwaitTls;
+        Ok(Some(Step::StartTls))
+    }
+
+    /// Answers [`Step::StartTls`]: what comes from now on came through TLS.
+    ///
+    /// # Panics
+    ///
+    /// When TLS was not asked for, or the output has not been sent before it: a bug of the caller.
+    pub fn tls_started(&mut self) {
+        assert!(
+            matches!(self.state, State::AwaitTls),
+            "tls was not asked for"
+        );
+        assert!(
+            self.output.is_empty(),
+            "what was said in plaintext is sent in plaintext"
+        );
+        self.in_tls = true;
+        self.state = State::OptionHeader;
     }
 
     fn structured_replies(&mut self, code: OptionCode) {

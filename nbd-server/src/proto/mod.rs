@@ -25,7 +25,7 @@ pub use context::{
     SelectedContext,
 };
 pub use error::ProtocolError;
-pub use handshake::{ExportPurpose, Handshake, Offer, Refusal, Step};
+pub use handshake::{ExportPurpose, Handshake, Offer, Refusal, Step, TlsPolicy};
 pub use negotiated::Negotiated;
 pub use option::{
     ClientOption, Info, InfoRequest, MetaQuery, OptionHeader, OptionReply, OptionReplyHeader,

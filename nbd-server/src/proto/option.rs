@@ -71,6 +71,8 @@ pub enum ClientOption {
     Abort,
     /// Names of the exports.
     List,
+    /// TLS from now on.
+    StartTls,
     /// Structured replies from now on.
     StructuredReply,
     /// 64-bit lengths from now on.
@@ -102,6 +104,7 @@ impl ClientOption {
             // The client leaves; a payload would not change that.
             OptionCode::ABORT => Self::Abort,
             OptionCode::LIST => empty("LIST option", payload, Self::List)?,
+            OptionCode::STARTTLS => empty("STARTTLS option", payload, Self::StartTls)?,
             OptionCode::STRUCTURED_REPLY => {
                 empty("STRUCTURED_REPLY option", payload, Self::StructuredReply)?
             }
@@ -127,6 +130,7 @@ impl ClientOption {
             Self::ExportName(_) => OptionCode::EXPORT_NAME,
             Self::Abort => OptionCode::ABORT,
             Self::List => OptionCode::LIST,
+            Self::StartTls => OptionCode::STARTTLS,
             Self::StructuredReply => OptionCode::STRUCTURED_REPLY,
             Self::ExtendedHeaders => OptionCode::EXTENDED_HEADERS,
             Self::Info(_) => OptionCode::INFO,
@@ -151,6 +155,7 @@ impl ClientOption {
             }
             Self::Abort
             | Self::List
+            | Self::StartTls
             | Self::StructuredReply
             | Self::ExtendedHeaders
             | Self::Unsupported(_) => {}

@@ -48,6 +48,7 @@ where
     let (reader, writer) = socket;
     let mut handshake = Handshake::new(Offer {
         extended_headers: gate.limits().extended_headers,
+        ..Offer::default()
     });
     loop {
         match handshake.step(input) {
@@ -69,6 +70,7 @@ where
                 // A listing is long: those of many options are never kept at once.
                 send(writer, handshake.output()).await?;
             }
+            Ok(Step::StartTls) => unreachable!("it was not offered"),
             Ok(Step::Negotiated(negotiated)) => {
                 send(writer, handshake.output()).await?;
                 return Ok(Some(negotiated));

@@ -40,7 +40,7 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    fn negotiated(&self) -> &Negotiated {
+    pub(crate) fn negotiated(&self) -> &Negotiated {
         match &self.end {
             Ok(Some(Step::Negotiated(negotiated))) => negotiated,
             other => panic!("no negotiation: {other:?}"),
@@ -48,7 +48,7 @@ impl Transcript {
     }
 
     /// The option replies after the greeting.
-    fn replies(&self) -> Vec<(OptionCode, OptionReply)> {
+    pub(crate) fn replies(&self) -> Vec<(OptionCode, OptionReply)> {
         let mut rest = &self.output[18..];
         let mut replies = Vec::new();
         while !rest.is_empty() {
@@ -64,7 +64,7 @@ impl Transcript {
         replies
     }
 
-    fn codes(&self) -> Vec<ReplyCode> {
+    pub(crate) fn codes(&self) -> Vec<ReplyCode> {
         self.replies()
             .iter()
             .map(|(_, reply)| reply.code())
@@ -77,8 +77,12 @@ pub(crate) fn serve<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Transcript
     serve_offer(Offer::default(), parts)
 }
 
-fn serve_offer<'a>(offer: Offer, parts: impl IntoIterator<Item = &'a [u8]>) -> Transcript {
+pub(crate) fn serve_offer<'a>(
+    offer: Offer,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> Transcript {
     let mut handshake = Handshake::new(offer);
+    let mut output = Vec::new();
     let mut input = BytesMut::new();
     let mut questions = Vec::new();
     let mut end = Ok(None);
@@ -111,6 +115,11 @@ fn serve_offer<'a>(offer: Offer, parts: impl IntoIterator<Item = &'a [u8]>) -> T
                             let names = vec!["disk".to_owned(), "a\0b".to_owned(), "other".into()];
                             handshake.exports_listed(names);
                         }
+                        Step::StartTls => {
+                            assert!(input.is_empty(), "nothing comes before its time");
+                            output.extend_from_slice(&handshake.output().split());
+                            handshake.tls_started();
+                        }
                         _ => unreachable!(),
                     }
                     questions.push(question);
@@ -122,7 +131,7 @@ fn serve_offer<'a>(offer: Offer, parts: impl IntoIterator<Item = &'a [u8]>) -> T
             }
         }
     }
-    let output = handshake.output().to_vec();
+    output.extend_from_slice(handshake.output());
     Transcript {
         output,
         questions,
@@ -141,7 +150,7 @@ pub(crate) fn hello(flags: u32, options: &[ClientOption]) -> Vec<u8> {
     out.to_vec()
 }
 
-fn raw_option(code: u32, len_bytes: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn raw_option(code: u32, len_bytes: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = BytesMut::new();
     out.put_slice(b"IHAVEOPT");
     out.put_u32(code);
@@ -150,14 +159,14 @@ fn raw_option(code: u32, len_bytes: u32, payload: &[u8]) -> Vec<u8> {
     out.to_vec()
 }
 
-fn go(export: &str, kinds: &[InfoKind]) -> ClientOption {
+pub(crate) fn go(export: &str, kinds: &[InfoKind]) -> ClientOption {
     ClientOption::Go(InfoRequest {
         name: name(export),
         kinds: kinds.to_vec(),
     })
 }
 
-fn set_context(export: &str) -> ClientOption {
+pub(crate) fn set_context(export: &str) -> ClientOption {
     let queries = vec!["base:allocation".to_owned()];
     ClientOption::SetMetaContext(MetaQuery {
         name: name(export),
@@ -176,7 +185,7 @@ fn long_conversation() -> Vec<u8> {
     let mut bytes = hello(
         3,
         &[
-            ClientOption::Unsupported(OptionCode::STARTTLS),
+            ClientOption::StartTls,
             ClientOption::StructuredReply,
             ClientOption::ListMetaContext(MetaQuery {
                 name: name("disk"),
@@ -221,7 +230,7 @@ fn cutting_the_input_at_every_byte_gives_the_same_steps() {
 
 #[test]
 fn what_is_not_supported_is_refused_and_the_connection_lives() {
-    for code in [4, 5, 9999, 12, 0, u32::MAX] {
+    for code in [4, 9999, 12, 0, u32::MAX] {
         let mut bytes = hello(3, &[]);
         bytes.extend(raw_option(code, 3, b"abc"));
         bytes.extend(hello(0, &[go("disk", &[])]).split_off(4));
@@ -241,6 +250,7 @@ fn what_is_malformed_is_refused_and_the_connection_lives() {
     let name_past_end = b"\0\0\0\x09disk\0\0";
     let cases: &[(&str, u32, &[u8])] = &[
         ("LIST with a payload", 3, b"x"),
+        ("STARTTLS with a payload", 5, b"x"),
         ("STRUCTURED_REPLY with a payload", 8, b"x"),
         ("EXTENDED_HEADERS with a payload", 11, b"x"),
         ("GO without anything", 7, b""),
@@ -517,6 +527,7 @@ fn converse(offer: Offer, goal: ClientGoal, step: usize) -> Result<ClientStep, P
             Step::FindExport(name, _) if name.as_str() == "disk" => server.export_found(info()),
             Step::FindExport(..) => server.export_refused(&Refusal::Unknown),
             Step::ListExports => server.exports_listed(vec!["disk".into(), "täst".into()]),
+            Step::StartTls => unreachable!("it was not offered"),
             Step::Negotiated(_) | Step::Close => {
                 let rest = server.output().split();
                 to_client.unsplit(rest);
@@ -541,6 +552,7 @@ fn client_and_server_understand_each_other() {
         Offer::default(),
         Offer {
             extended_headers: false,
+            ..Offer::default()
         },
     );
     for step in [1, 7, usize::MAX] {
@@ -596,6 +608,7 @@ fn extended_headers_take_precedence_and_can_be_switched_off() {
     let on = Offer::default();
     let off = Offer {
         extended_headers: false,
+        ..Offer::default()
     };
     let agreed = |offer, options: &[ClientOption]| match style(offer, options) {
         (codes, Ok(Some(Step::Negotiated(agreed)))) => (codes[0], codes[1], agreed.style),
@@ -773,13 +786,14 @@ fn names() -> impl Strategy<Value = ExportName> {
     "[^\0]{0,40}".prop_map(|text| ExportName::new(text).unwrap())
 }
 
-fn options() -> impl Strategy<Value = ClientOption> {
+pub(crate) fn options() -> impl Strategy<Value = ClientOption> {
     let kinds = || prop::collection::vec(any::<u16>().prop_map(InfoKind), 0..8);
     let queries = || prop::collection::vec("[^\0]{0,20}", 0..6);
     prop_oneof![
         names().prop_map(ClientOption::ExportName),
         Just(ClientOption::Abort),
         Just(ClientOption::List),
+        Just(ClientOption::StartTls),
         Just(ClientOption::StructuredReply),
         Just(ClientOption::ExtendedHeaders),
         (names(), kinds())

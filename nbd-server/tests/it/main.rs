@@ -8,5 +8,6 @@ mod peer;
 mod replies;
 mod requests;
 mod session;
+mod starttls;
 mod vectors;
 mod withdrawal;
