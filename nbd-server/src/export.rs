@@ -1,6 +1,7 @@
 //! The seam: what a program must provide so that its devices can be served.
 
 use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
@@ -122,6 +123,15 @@ pub trait Export: Send + Sync + 'static {
 pub struct Peer {
     /// Address and port, or `unix` for a client of a unix socket. For logs and policies.
     pub address: String,
+}
+
+impl Peer {
+    /// The address without its port, if it is one.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        let address: SocketAddr = self.address.parse().ok()?;
+        Some(address.ip().to_canonical())
+    }
 }
 
 /// Why there is no export.

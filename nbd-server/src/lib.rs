@@ -56,6 +56,8 @@ pub mod exports;
 mod listener;
 #[cfg(feature = "server")]
 mod session;
+#[cfg(feature = "server")]
+pub mod statistics;
 
 pub use proto::{ByteRange, ErrorCode, ExportInfo, ExportName, Extent, MetaContext, Zero};
 
@@ -65,3 +67,5 @@ pub use export::{Content, Export, ExportError, Exports, OpenError, Peer};
 pub use listener::{ListenAddress, Listener, ServerLimits};
 #[cfg(feature = "server")]
 pub use session::{Gate, serve_connection};
+#[cfg(feature = "server")]
+pub use statistics::Statistics;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::proto::limits;
@@ -25,8 +26,12 @@ pub enum ListenAddress {
 /// The bounds of a server; the defaults and their reasons are in [`crate::proto::limits`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// Connections in all; one more is closed at once.
-    pub connections: u32,
+    /// Sessions in all; one more is refused with a reason.
+    pub sessions: u32,
+    /// Connections in their handshake; one more takes the place of the oldest.
+    pub handshakes: u32,
+    /// The same from one address, unless that is this machine.
+    pub handshakes_per_address: u32,
     /// Connections to one export; one more is refused with a reason.
     pub connections_per_export: u32,
     /// From accept to the end of the handshake.
@@ -42,12 +47,33 @@ pub struct ServerLimits {
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
-            connections: limits::MAX_CONNECTIONS,
+            sessions: limits::MAX_SESSIONS,
+            handshakes: limits::MAX_HANDSHAKES,
+            handshakes_per_address: limits::MAX_HANDSHAKES_PER_ADDRESS,
             connections_per_export: limits::MAX_CONNECTIONS_PER_EXPORT,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             drain_timeout: limits::DRAIN_TIMEOUT,
             payload_budget_bytes: limits::PAYLOAD_BUDGET_BYTES,
             extended_headers: true,
+        }
+    }
+}
+
+impl ServerLimits {
+    /// The same, but with no more connections than a process that may open so many descriptors has
+    /// for them.
+    #[must_use]
+    pub fn within_descriptors(self, descriptors: u64) -> Self {
+        let connections = descriptors / 4 * limits::CONNECTION_QUARTERS;
+        let handshakes = connections / limits::HANDSHAKES_ONE_IN;
+        let at_most = |limit: u32, count: u64| {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            limit.min(count.max(1))
+        };
+        Self {
+            sessions: at_most(self.sessions, connections - handshakes),
+            handshakes: at_most(self.handshakes, handshakes),
+            ..self
         }
     }
 }
@@ -120,6 +146,7 @@ impl Listener {
     /// Dropping the future cuts every session. Cancel `stop` instead.
     pub async fn serve<X: Exports>(self, exports: Arc<X>, stop: CancellationToken) {
         let mut sessions = JoinSet::new();
+        let mut complained: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -136,10 +163,21 @@ impl Listener {
             };
             match accepted {
                 Ok((client, peer)) => self.admit(client, peer, &exports, &stop, &mut sessions),
+                Err(error) if is_of_the_client(&error) => {
+                    tracing::debug!(%error, "a client was gone before it was accepted");
+                }
                 Err(error) => {
-                    // Out of descriptors, mostly: wait for some session to end.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+                    self.gate.counters().accept_failed();
+                    // The statistics say how often; the log says that it happens.
+                    if complained.is_none_or(|at| at.elapsed() >= limits::COMPLAINT_INTERVAL) {
+                        complained = Some(Instant::now());
+                        tracing::warn!(%error, "cannot accept a connection");
+                    }
+                    // Out of descriptors, mostly: those go who have not even said what they want.
+                    tokio::select! {
+                        () = self.gate.make_room() => {}
+                        () = stop.cancelled() => break,
+                    }
                 }
             }
         }
@@ -177,11 +215,6 @@ impl Listener {
         stop: &CancellationToken,
         sessions: &mut JoinSet<()>,
     ) {
-        let max = usize::try_from(self.gate.limits().connections).unwrap_or(usize::MAX);
-        if sessions.len() >= max {
-            tracing::warn!(peer = %peer.address, max, "too many connections");
-            return;
-        }
         let (exports, gate, stop) = (Arc::clone(exports), self.gate.clone(), stop.clone());
         match client {
             Client::Tcp(stream) => {
@@ -220,6 +253,21 @@ impl Listener {
             sessions.detach_all();
         }
     }
+}
+
+/// Whether accepting failed because of the client that came: the next one may be fine (accept(2),
+/// "Error handling").
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::Interrupted
+    )
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {

@@ -83,8 +83,28 @@ pub const READ_AHEAD_BYTES: usize = 16 * 1024;
 /// Replies that wait for the socket of one connection; past that their requests wait.
 pub const QUEUED_REPLIES: usize = 64;
 
-/// Connections of one listener.
-pub const MAX_CONNECTIONS: u32 = 1024;
+/// Sessions of a server: connections past their handshake. Four agents' idle connections for each
+/// disk of a thousand VMs; an idle one costs about 40 KiB.
+pub const MAX_SESSIONS: u32 = 16_384;
+
+/// Connections of a server that are still in their handshake. One more takes the place of the
+/// oldest, so this is how many newcomers a slow but honest client can be overtaken by.
+pub const MAX_HANDSHAKES: u32 = 4096;
+
+/// The same from one address, so that one machine does not take all places. Clients behind a tunnel
+/// or on this machine have no address of their own and are not limited by it.
+pub const MAX_HANDSHAKES_PER_ADDRESS: u32 = 256;
+
+/// Handshakes that are let go at once when descriptors run out: enough that accepting goes on, few
+/// enough that clients that will answer are probably not among them.
+pub const EVICTED_AT_ONCE: usize = 64;
+
+/// The part of a process's descriptors that connections may take, in quarters; the rest is for the
+/// images, a chain of which has up to hundreds of files.
+pub const CONNECTION_QUARTERS: u64 = 3;
+
+/// The part of the connections' descriptors that handshakes may take: one in so many.
+pub const HANDSHAKES_ONE_IN: u64 = 4;
 
 /// Connections to one export. Copy tools open 4 to 16; agents leave idle ones open for hours.
 pub const MAX_CONNECTIONS_PER_EXPORT: u32 = 64;
@@ -95,8 +115,11 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a session that must end may still answer what is in flight before its socket is cut.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Pause of the accept loop after the system refused a socket (out of descriptors).
+/// Longest pause of the accept loop after the system refused a socket (out of descriptors).
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Least time between two log lines about sockets that the system refuses.
+pub const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Connections the kernel holds for the accept loop.
 pub const LISTEN_BACKLOG: u32 = 1024;

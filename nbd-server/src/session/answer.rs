@@ -16,6 +16,7 @@ use crate::proto::{
     ByteRange, ChunkKind, ContextId, ErrorCode, Extent, Head, HeaderStyle, Negotiated, RequestId,
     SelectedContext, Zero, block_status_payload, error_payload,
 };
+use crate::statistics::Counters;
 use crate::{Content, Export, ExportError};
 
 /// What the tasks of one session share.
@@ -24,6 +25,7 @@ pub(crate) struct Context<E> {
     pub(crate) export: Arc<E>,
     pub(crate) negotiated: Negotiated,
     pub(crate) allowance: Allowance,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) replies: mpsc::Sender<Outgoing>,
     pub(crate) fate: Fate,
 }
@@ -87,6 +89,7 @@ impl<E: Export> Context<E> {
         } else {
             code
         };
+        self.counters.error(code);
         let style = self.style();
         let reply = if style.has_chunks() {
             let payload = error_payload(code, text);

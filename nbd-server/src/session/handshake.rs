@@ -9,6 +9,7 @@ use super::gate::{Gate, Place};
 use crate::proto::{
     ExportName, ExportPurpose, Handshake, Negotiated, Offer, ProtocolError, Refusal, Step,
 };
+use crate::statistics::{ExportRefusal, HandshakeEnd};
 use crate::{Export, Exports, OpenError, Peer};
 
 /// Why there was no handshake.
@@ -18,6 +19,16 @@ pub(crate) enum HandshakeError {
     Io(#[from] io::Error),
     #[error("the client broke the protocol")]
     Protocol(#[from] ProtocolError),
+}
+
+impl HandshakeError {
+    /// How the statistics call it.
+    pub(crate) fn end(&self) -> HandshakeEnd {
+        match self {
+            Self::Io(_) => HandshakeEnd::Broken,
+            Self::Protocol(_) => HandshakeEnd::Protocol,
+        }
+    }
 }
 
 /// A device that was opened for this session, and its place among the sessions of the export.
@@ -105,16 +116,31 @@ async fn open<X: Exports>(
     purpose: ExportPurpose,
     opened: &mut Option<Opened<X::Export>>,
 ) -> Result<crate::ExportInfo, Refusal> {
-    let place = gate
-        .enter(name)
-        .ok_or_else(|| Refusal::Policy("too many connections to this export".to_owned()))?;
+    let refused = |why| gate.counters().export_refused(why);
+    let place = gate.enter(name).map_err(|full| {
+        refused(full);
+        let text = match full {
+            ExportRefusal::ServerFull => "too many connections to this server",
+            _ => "too many connections to this export",
+        };
+        Refusal::Policy(text.to_owned())
+    })?;
     let export = exports
         .open(name, peer)
         .await
         .map_err(|error| match error {
-            OpenError::Unknown => Refusal::Unknown,
-            OpenError::Policy(text) => Refusal::Policy(text),
-            OpenError::ShuttingDown => Refusal::ShuttingDown,
+            OpenError::Unknown => {
+                refused(ExportRefusal::Unknown);
+                Refusal::Unknown
+            }
+            OpenError::Policy(text) => {
+                refused(ExportRefusal::Policy);
+                Refusal::Policy(text)
+            }
+            OpenError::ShuttingDown => {
+                refused(ExportRefusal::ShuttingDown);
+                Refusal::ShuttingDown
+            }
         })?;
     let held = opened.insert(Opened { export, place });
     let info = held.export.info();

@@ -17,6 +17,7 @@ mod gate;
 mod handshake;
 mod payload;
 mod receive;
+mod room;
 mod run;
 mod write_job;
 mod write_replies;

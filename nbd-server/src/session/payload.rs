@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::proto::limits::{IN_FLIGHT_BYTES, PIECE_BYTES, POOLED_PIECES};
+use crate::statistics::{Counted, Counters, Gauge};
 
 /// [`PIECE_BYTES`] as a length in memory.
 pub(crate) const PIECE_LEN: usize = PIECE_BYTES as usize;
@@ -18,15 +19,17 @@ const POOLED_FROM_LEN: usize = PIECE_LEN / 4;
 #[derive(Debug)]
 pub(crate) struct Payloads {
     budget: Arc<Semaphore>,
+    counters: Arc<Counters>,
     /// Free pieces; the last one given back is the warmest.
     free: Mutex<Vec<BytesMut>>,
 }
 
 impl Payloads {
-    pub(crate) fn new(budget_bytes: u32) -> Self {
+    pub(crate) fn new(budget_bytes: u32, counters: Arc<Counters>) -> Self {
         let budget = usize::try_from(budget_bytes).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
             budget: Arc::new(Semaphore::new(budget)),
+            counters,
             free: Mutex::default(),
         }
     }
@@ -75,6 +78,7 @@ pub(crate) struct Allowance {
 pub(crate) struct Charge {
     _connection: OwnedSemaphorePermit,
     _server: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
 impl Allowance {
@@ -104,6 +108,7 @@ impl Allowance {
         Charge {
             _connection: connection,
             _server: server,
+            _counted: self.count(len_bytes),
         }
     }
 
@@ -117,7 +122,13 @@ impl Allowance {
         Some(Charge {
             _connection: connection,
             _server: server,
+            _counted: self.count(len_bytes),
         })
+    }
+
+    fn count(&self, len_bytes: u32) -> Counted {
+        let counters = &self.server.counters;
+        counters.count(Gauge::HeldBytes, len_bytes.into())
     }
 }
 

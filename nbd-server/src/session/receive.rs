@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{Context, length_of, short};
+use super::run::Fate;
 use super::write_job::WriteJob;
 use super::write_replies::Slot;
 use crate::proto::limits::{IN_FLIGHT_REQUESTS, MAX_GATHERED_BYTES, PIECE_BYTES, READ_AHEAD_BYTES};
@@ -15,6 +16,7 @@ use crate::proto::{
     ByteRange, Command, ErrorCode, HeaderStyle, ProtocolError, Refused, Request, RequestId, admit,
     admit_filtered,
 };
+use crate::statistics::{Gauge, SessionEnd};
 use crate::{Export, ExportError};
 
 /// Why no more requests are taken.
@@ -32,6 +34,19 @@ pub(crate) enum Ended {
     /// The server stops, the export was withdrawn, or the session was cut.
     #[error("the session must end")]
     MustEnd,
+}
+
+impl Ended {
+    /// How the statistics call it.
+    pub(crate) fn kind(&self, fate: &Fate) -> SessionEnd {
+        match self {
+            Self::Left => SessionEnd::Left,
+            Self::Broken(_) => SessionEnd::Broken,
+            Self::Protocol(_) => SessionEnd::Protocol,
+            Self::MustEnd if fate.was_cut() => SessionEnd::Cut,
+            Self::MustEnd => SessionEnd::Stopped,
+        }
+    }
 }
 
 /// Takes requests off a socket and starts them.
@@ -83,6 +98,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
 
     async fn serve_one(&mut self) -> Result<(), Ended> {
         let (request, payload_bytes) = self.header().await?;
+        self.context.counters.request(request.command);
         self.unwanted_bytes = payload_bytes.into();
         let id = request.id();
         // If the session must end before somebody takes it over, it is refused like those after it.
@@ -184,7 +200,10 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
     }
 
     /// Resolves when all requests but `held` are answered.
-    pub(crate) fn all_slots_but(&self, held: u32) -> impl Future<Output = Slot> + use<R, E> {
+    pub(crate) fn all_slots_but(
+        &self,
+        held: u32,
+    ) -> impl Future<Output = OwnedSemaphorePermit> + use<R, E> {
         let slots = Arc::clone(&self.slots);
         async move {
             slots
@@ -232,6 +251,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
             let len_bytes = short(piece.len_bytes);
             let charge = or_end(&self.context, self.context.allowance.piece(len_bytes)).await?;
             let data = self.payload(length_of(piece)).await?;
+            self.context.counters.received(piece.len_bytes);
             job.write(piece.offset, data, charge);
         }
         Ok(())
@@ -339,7 +359,10 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
     async fn slot(&self) -> Result<Slot, Ended> {
         let slots = Arc::clone(&self.slots);
         let slot = or_end(&self.context, slots.acquire_owned()).await?;
-        Ok(slot.expect("the slots are never closed"))
+        Ok(Slot {
+            permit: slot.expect("the slots are never closed"),
+            counted: self.context.counters.count(Gauge::Requests, 1),
+        })
     }
 
     /// After the session must end: refuses what still comes, until everything is answered that was
@@ -372,6 +395,7 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         if admit(&request, &self.context.negotiated) == Ok(Command::Disconnect) {
             return Err(Ended::Left);
         }
+        self.context.counters.request(request.command);
         self.unwanted_bytes = payload_bytes.into();
         self.skip_late().await?;
         self.refuse_late(request.id()).await;
@@ -422,6 +446,6 @@ fn length_of_payload(payload_bytes: u32) -> usize {
     usize::try_from(payload_bytes).expect("a short payload fits in memory")
 }
 
-fn count(len: usize) -> u64 {
+pub(crate) fn count(len: usize) -> u64 {
     u64::try_from(len).expect("lengths in memory fit in 64 bits")
 }

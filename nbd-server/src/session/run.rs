@@ -14,9 +14,11 @@ use super::gate::Gate;
 use super::handshake::{Opened, negotiate};
 use super::payload::Allowance;
 use super::receive::{Ended, Receiver};
+use super::room::Arrival;
 use super::write_replies::write_replies;
 use crate::proto::Negotiated;
 use crate::proto::limits::{IN_FLIGHT_REQUESTS, QUEUED_REPLIES, READ_AHEAD_BYTES};
+use crate::statistics::{Counted, Gauge, HandshakeEnd};
 use crate::{Export, Exports, Peer};
 
 /// How a session is told to end.
@@ -62,26 +64,45 @@ impl Fate {
 ///
 /// `reader` and `writer` are the two halves of any byte stream. [`crate::Listener`] does this for
 /// every client it accepts; this function is for streams that come from elsewhere, and for tests.
+/// The connection counts from this call on, not from the first poll.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future closes the connection at once; calls of the export that have begun run to
 /// their end, but [`Export::close`] is not called. Cancel `stop` instead.
-pub async fn serve_connection<R, W, X>(
+pub fn serve_connection<R, W, X>(
     reader: R,
     writer: W,
     peer: Peer,
     exports: Arc<X>,
     gate: Gate,
     stop: CancellationToken,
-) where
+) -> impl Future<Output = ()>
+where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
     X: Exports,
 {
     let span = tracing::info_span!("nbd", peer = %peer.address);
+    let arrival = Arrived::at(&gate, &peer);
     // The future is large with all its states; it lives on the heap once, not in every caller.
-    Box::pin(serve(reader, writer, peer, exports, gate, stop).instrument(span)).await;
+    Box::pin(serve(reader, writer, peer, exports, gate, arrival, stop).instrument(span))
+}
+
+/// A connection in its handshake: its place, and that it is counted.
+struct Arrived {
+    place: Arrival,
+    _counted: Counted,
+}
+
+impl Arrived {
+    fn at(gate: &Gate, peer: &Peer) -> Self {
+        gate.counters().accepted();
+        Self {
+            place: gate.arrive(peer),
+            _counted: gate.counters().count(Gauge::Handshaking, 1),
+        }
+    }
 }
 
 async fn serve<R, W, X>(
@@ -90,6 +111,7 @@ async fn serve<R, W, X>(
     peer: Peer,
     exports: Arc<X>,
     gate: Gate,
+    arrival: Arrived,
     stop: CancellationToken,
 ) where
     R: AsyncRead + Unpin + Send + 'static,
@@ -106,27 +128,42 @@ async fn serve<R, W, X>(
     );
     let negotiated = tokio::select! {
         biased;
-        () = stop.cancelled() => None,
+        () = stop.cancelled() => Err(HandshakeEnd::Stopped),
+        () = arrival.place.evicted() => {
+            tracing::debug!("evicted for a newcomer");
+            Err(HandshakeEnd::Evicted)
+        }
         outcome = timeout(gate.limits().handshake_timeout, handshake) => match outcome {
-            Ok(Ok(negotiated)) => negotiated,
+            Ok(Ok(Some(negotiated))) => Ok(negotiated),
+            Ok(Ok(None)) => Err(HandshakeEnd::Left),
             Ok(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "no handshake");
-                None
+                Err(error.end())
             }
             Err(_) => {
                 tracing::debug!("no handshake in time");
-                None
+                Err(HandshakeEnd::TimedOut)
             }
         },
     };
     // Nothing that was kept for the program's answers is needed from here on.
     drop(exports);
     match (opened, negotiated) {
-        (Some(opened), Some(negotiated)) => {
+        (Some(opened), Ok(negotiated)) => {
+            gate.counters().session_begun();
+            let counted = gate.counters().count(Gauge::Sessions, 1);
+            drop(arrival);
             transmit(reader, writer, input, opened, negotiated, &gate, &stop).await;
+            drop(counted);
         }
-        (Some(opened), None) => opened.export.close().await,
-        (None, _) => {}
+        (opened, negotiated) => {
+            if let Err(end) = negotiated {
+                gate.counters().handshake_ended(end);
+            }
+            if let Some(opened) = opened {
+                opened.export.close().await;
+            }
+        }
     }
 }
 
@@ -149,11 +186,14 @@ async fn transmit<R, W, E>(
     let export = Arc::new(export);
     let fate = Fate::new(stop);
     let (replies, queue) = mpsc::channel(QUEUED_REPLIES);
-    let sender = tokio::spawn(write_replies(writer, queue, fate.clone()));
+    let counters = Arc::clone(gate.counters());
+    let sending = write_replies(writer, queue, fate.clone(), Arc::clone(&counters));
+    let sender = tokio::spawn(sending);
     let context = Arc::new(Context {
         export: Arc::clone(&export),
         negotiated,
         allowance: Allowance::new(gate.payloads()),
+        counters: Arc::clone(&counters),
         replies,
         fate: fate.clone(),
     });
@@ -162,6 +202,7 @@ async fn transmit<R, W, E>(
     let mut receiver = Receiver::new(reader, input, context, slots);
 
     let ended = receive(&mut receiver, &*export, &fate).await;
+    counters.session_ended(ended.kind(&fate));
     let drain = async {
         if matches!(ended, Ended::MustEnd) {
             receiver.refuse_the_rest().await;
@@ -173,6 +214,7 @@ async fn transmit<R, W, E>(
             export = name.as_str(),
             "answers could not be delivered in time"
         );
+        counters.drain_cut();
         fate.cut();
         // Only calls of the export are left, and those end by themselves.
         drop(receiver.all_slots_but(0).await);
@@ -185,6 +227,7 @@ async fn transmit<R, W, E>(
     // The last holder of the queue goes; what is in it is still sent.
     drop(receiver);
     if timeout(gate.limits().drain_timeout, sender).await.is_err() {
+        counters.drain_cut();
         fate.cut();
     }
     export.close().await;

@@ -1,14 +1,17 @@
 //! The sending half of a connection.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::payload::Charge;
+use super::receive::count;
 use super::run::Fate;
 use crate::proto::Head;
+use crate::statistics::{Counted, Counters};
 
 /// Replies that go out in one system call, at most.
 const BATCH: usize = 32;
@@ -25,19 +28,25 @@ pub(crate) struct Outgoing {
 }
 
 /// The place of a request among those in flight.
-pub(crate) type Slot = OwnedSemaphorePermit;
+#[derive(Debug)]
+#[expect(dead_code, reason = "the permit is held, not read")]
+pub(crate) struct Slot {
+    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) counted: Counted,
+}
 
 /// Sends what is queued until the queue ends or the session is cut, then shuts the socket down.
 pub(crate) async fn write_replies<W: AsyncWrite + Unpin>(
     mut socket: W,
     mut queue: mpsc::Receiver<Outgoing>,
     fate: Fate,
+    counters: Arc<Counters>,
 ) {
     let mut batch = Vec::new();
     let outcome = tokio::select! {
         biased;
         () = fate.is_cut() => Ok(()),
-        outcome = send_all(&mut socket, &mut queue, &mut batch) => outcome,
+        outcome = send_all(&mut socket, &mut queue, &mut batch, &counters) => outcome,
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "the client stopped reading");
@@ -54,9 +63,14 @@ async fn send_all<W: AsyncWrite + Unpin>(
     socket: &mut W,
     queue: &mut mpsc::Receiver<Outgoing>,
     batch: &mut Vec<Outgoing>,
+    counters: &Counters,
 ) -> io::Result<()> {
     while queue.recv_many(batch, BATCH).await > 0 {
         send(socket, batch).await?;
+        let payload_len: usize = batch.iter().map(|reply| reply.payload.len()).sum();
+        if payload_len > 0 {
+            counters.sent(count(payload_len));
+        }
         batch.clear();
     }
     Ok(())
