@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nbd_server::Listener;
+use nbd_server::{Listener, Statistics as NbdStatistics};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -61,9 +61,17 @@ impl Engine {
         Arc::clone(&self.hub.exports)
     }
 
-    /// Serves [`exports`](Self::exports) on a bound listener until `stop` is cancelled and its sessions have drained.
+    /// Serves [`exports`](Self::exports) on a bound listener until `stop` is cancelled and its sessions have drained. All
+    /// listeners share their limits.
     pub async fn serve_nbd(&self, listener: Listener, stop: CancellationToken) {
+        let listener = listener.with_gate(self.hub.nbd.clone());
         listener.serve(self.exports(), stop).await;
+    }
+
+    /// What the NBD listeners counted since the hub was opened.
+    #[must_use]
+    pub fn nbd_statistics(&self) -> NbdStatistics {
+        self.hub.nbd.statistics()
     }
 
     /// Registers a VM, or updates the one with this name and vCenter; `true` if it is new.

@@ -11,6 +11,7 @@ mod blocking;
 pub mod catalog;
 pub mod clock;
 pub mod config;
+pub mod descriptors;
 mod engine;
 pub mod error;
 pub mod export;
@@ -34,5 +35,8 @@ pub use id::{
 };
 pub use model::*;
 
+/// What the NBD server counts.
+pub use nbd_server::Statistics as NbdStatistics;
+pub use nbd_server::statistics::{Counts, Kind};
 /// A bound NBD listener and its address, so that `api` wires the hub without a dependency on the NBD crate.
 pub use nbd_server::{ListenAddress, Listener, ServerLimits};

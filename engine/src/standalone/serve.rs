@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nbd_server::{Gate, ListenAddress, Listener, ServerLimits};
+use nbd_server::{Gate, ListenAddress, Listener, ServerLimits, Statistics};
 use qcow2::{Chain, FileStorage, Image, Opener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use super::files::RawFile;
 use super::image::{CreateImage, format_image};
 use super::source::{ImageFormat, OpenedSource, Source};
 use crate::blocking::blocking;
+use crate::descriptors;
 use crate::error::{Error, ErrorKind};
 use crate::export::{Device as BlockDevice, ExportRegistry, LiveExport};
 use crate::limits::IMAGE_CLUSTER_BYTES;
@@ -59,6 +60,7 @@ pub struct NamedDevice {
 pub struct Server {
     exports: Arc<ExportRegistry>,
     addresses: Vec<ListenAddress>,
+    gate: Gate,
     listeners: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -68,6 +70,12 @@ impl Server {
     #[must_use]
     pub fn local_addresses(&self) -> Vec<ListenAddress> {
         self.addresses.clone()
+    }
+
+    /// What its listeners counted.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.gate.statistics()
     }
 
     /// Stops accepting, answers what is in flight, flushes every writable image, closes.
@@ -123,7 +131,7 @@ pub async fn serve(
         })?;
     }
     exports.publish_names();
-    let gate = Gate::new(limits);
+    let gate = Gate::new(limits.within_descriptors(descriptors::current()));
     let mut bound = Vec::with_capacity(listen.len());
     for address in listen {
         let listener = Listener::bind(address).await.map_err(|error| {
@@ -146,6 +154,7 @@ pub async fn serve(
     Ok(Server {
         exports,
         addresses,
+        gate,
         listeners,
         stop,
     })

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nbd_server::Gate;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +27,8 @@ pub(crate) struct Hub {
     pub(crate) catalog: Catalog,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) exports: Arc<ExportRegistry>,
+    /// What all NBD listeners share.
+    pub(crate) nbd: Gate,
     pub(crate) advertised: Advertised,
     pub(crate) node: NodeClient,
     pub(crate) credential_key: Option<CredentialKey>,

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use nbd_server::{Gate, ServerLimits};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -13,6 +14,7 @@ use crate::blocking::blocking;
 use crate::catalog::{Catalog, NewLocalRepository};
 use crate::clock::Clock;
 use crate::config::EngineConfig;
+use crate::descriptors;
 use crate::error::Error;
 use crate::export::ExportRegistry;
 use crate::id::RepositoryId;
@@ -50,10 +52,12 @@ pub(crate) async fn open(
         path: repository.path().display().to_string(),
     };
     catalog.ensure_repository(&row, clock.now()).await?;
+    let limits = ServerLimits::default().within_descriptors(descriptors::current());
     let hub = Arc::new(Hub {
         catalog,
         clock,
         exports: Arc::new(ExportRegistry::default()),
+        nbd: Gate::new(limits),
         advertised,
         node,
         credential_key,
