@@ -14,6 +14,7 @@ pub mod views;
 
 mod error;
 mod extract;
+mod metrics;
 mod openapi;
 mod routes;
 

@@ -28,6 +28,7 @@ fn the_document_has_the_calls_of_the_contract() {
         );
     };
     check("get", "/health");
+    check("get", "/metrics");
     check("get", "/api/v1/health");
     check("post", "/api/v1/backups");
     check("get", "/api/v1/backups");

@@ -707,3 +707,29 @@ async fn a_fresh_hub_has_a_repository() {
         (&json!(true), true)
     );
 }
+
+#[tokio::test]
+async fn metrics_are_text_with_help_and_types() {
+    let hub = Hub::new().await;
+    let answer = hub.get("/metrics").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    );
+    let has = |line: &str| answer.text.lines().any(|found| found == line);
+    for line in [
+        "# HELP sendense_nbd_connections_accepted Connections that were accepted",
+        "# TYPE sendense_nbd_connections_accepted counter",
+        "sendense_nbd_connections_accepted_total 0",
+        "sendense_nbd_sessions 0",
+        "sendense_nbd_handshakes_ended_total{reason=\"evicted\"} 0",
+        "sendense_nbd_requests_total{command=\"block_status\"} 0",
+        "# UNIT sendense_nbd_payload_bytes bytes",
+        "sendense_nbd_payload_bytes_total{direction=\"received\"} 0",
+        "sendense_nbd_payload_held_bytes 0",
+        "# EOF",
+    ] {
+        assert!(has(line), "{line}\n{}", answer.text);
+    }
+}

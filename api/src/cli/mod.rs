@@ -41,6 +41,7 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    engine::descriptors::raise();
     match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime.block_on(run(arguments)),
         Err(error) => failed(&error.into()),

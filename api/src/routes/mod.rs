@@ -4,6 +4,7 @@
 
 mod backups;
 mod health;
+mod metrics;
 mod openapi;
 pub(crate) mod reply;
 mod repositories;
@@ -55,6 +56,7 @@ pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
         .routes(routes!(health::health_v1));
     OpenApiRouter::with_openapi(document::head())
         .routes(routes!(health::health))
+        .routes(routes!(metrics::metrics))
         .nest("/api/v1", v1)
         .split_for_parts()
 }
