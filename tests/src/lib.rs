@@ -4,7 +4,9 @@
 //! - [`seed`]: every random test prints its seed; `SENDENSE_TEST_SEED` replays it.
 //! - [`qemu`]: qemu-img as the oracle for every image.
 //! - [`disk`], [`images`]: a disk as it must read, random traces, and all who can read an image.
+//! - [`raw_disk`]: raw files that stand for the disks of a VM.
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
+//! - [`legacy`]: a node appliance of the legacy hub, and the backup client that it starts.
 //! - [`lossy_fs`]: real files on a disk that loses what was not synced.
 //! - [`wire`]: an NBD connection that misbehaves as told.
 //! - [`servers`]: NBD servers, ours and those of others, and one client that asks them all the same.
@@ -18,9 +20,11 @@ pub mod disk;
 
 pub mod hub;
 pub mod images;
+pub mod legacy;
 pub mod lossy_fs;
 pub mod peers;
 pub mod qemu;
+pub mod raw_disk;
 pub mod seed;
 pub mod servers;
 pub mod wire;

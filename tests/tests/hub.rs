@@ -10,41 +10,13 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tests::hub::Hub;
 use tests::peers::{have, run, run_ok};
+use tests::raw_disk::{make as make_disk, scribble};
 use tests::wire::Wire;
 use tests::{qemu, seed};
 
 const HUB: &str = env!("CARGO_BIN_EXE_hub");
 const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 const MIB: u64 = 1 << 20;
-
-/// A raw file with runs of random data, repeated data and holes.
-fn make_disk(path: &Path, size: u64, rng: &mut fastrand::Rng) {
-    let file = File::create_new(path).unwrap();
-    file.set_len(size).unwrap();
-    let mut offset = 0;
-    while offset < size {
-        let len = rng.u64(1..=2 * MIB).min(size - offset);
-        let mut data = vec![rng.u8(..); usize::try_from(len).unwrap()];
-        if rng.bool() {
-            rng.fill(&mut data);
-        }
-        file.write_all_at(&data, offset).unwrap();
-        offset += len + rng.u64(0..MIB);
-    }
-}
-
-fn scribble(path: &Path, count: u32, rng: &mut fastrand::Rng) {
-    let file = File::options().write(true).open(path).unwrap();
-    let size = file.metadata().unwrap().len();
-    for _ in 0..count {
-        let mut data = vec![0; rng.usize(1..100_000)];
-        if rng.bool() {
-            rng.fill(&mut data);
-        }
-        let offset = rng.u64(0..size - data.len() as u64);
-        file.write_all_at(&data, offset).unwrap();
-    }
-}
 
 fn images(hub: &Hub) -> Vec<PathBuf> {
     hub.repository_files()
@@ -116,7 +88,9 @@ async fn a_full_and_two_increments_of_two_disks_read_back_byte_for_byte() {
     let mut points = Vec::new();
     for (number, backup_type) in ["full", "incremental", "auto"].into_iter().enumerate() {
         if number > 0 {
-            disks.iter().for_each(|disk| scribble(disk, 10, &mut rng));
+            for disk in &disks {
+                scribble(disk, 10, &mut rng);
+            }
         }
         backup_with_client(&hub, &state, backup_type, &disks);
         let (backup, rows) = newest(&hub, "web1").await;

@@ -60,7 +60,7 @@ async fn repeated(hub: &Hub, request: &CompleteDisk) -> Result<(), Error> {
         .backup(&request.backup_id)
         .await
         .map_err(|error| match error.kind {
-            crate::ErrorKind::NotFound => no_such_job(&request.backup_id),
+            crate::ErrorKind::NotFound => no_such_disk(request),
             _ => error,
         })?;
     let disks = hub.catalog.backup_disks(&request.backup_id).await?;
@@ -202,10 +202,6 @@ fn rfc3339(at: Timestamp) -> Result<String, Error> {
     at.to_offset(time::UtcOffset::UTC)
         .format(&time::format_description::well_known::Rfc3339)
         .map_err(|error| Error::internal("failed to write a time", "").with_source(error))
-}
-
-fn no_such_job(id: &BackupId) -> Error {
-    Error::not_found("backup job not found", format!("backup_id={id}"))
 }
 
 fn no_such_disk(request: &CompleteDisk) -> Error {
