@@ -5,7 +5,7 @@
 //! | a start prepares all disks of the VM | `a_start_prepares_every_disk` |
 //! | ids and export names | `names_fit_what_clients_do_with_them` |
 //! | exports accept before the node is told | `exports_accept_before_the_node_is_told` |
-//! | the node's call, and its refusals | `the_node_gets_ten_fields`, `a_refusal_of_the_node_leaves_nothing` |
+//! | the node's call, and its refusals | `the_node_gets_ten_fields`, `a_refusal_of_the_node_leaves_nothing`, `a_point_that_was_delivered_stays_whatever_the_node_answers` |
 //! | real device keys | `targets_carry_the_device_keys` |
 //! | handshake, connections, commands | `the_wire_is_as_the_client_expects` here, and `nbd.rs` |
 //! | sizes; zeroes mask the parent; the full that comes as an increment | `a_full_and_increments_of_two_disks` |
@@ -331,6 +331,28 @@ async fn a_refusal_of_the_node_leaves_nothing() {
     world.node.behave(Behaviour::Run);
     let id = world.backed_up("full").await;
     world.assert_reads_like(&id, &world.copies("after")).await;
+}
+
+#[tokio::test]
+async fn a_point_that_was_delivered_stays_whatever_the_node_answers() {
+    let disks = [(2000, 4 * MIB), (2001, 4 * MIB)];
+    let Some(world) = World::new("late_answer", &disks).await else {
+        return;
+    };
+    // The client has completed every disk when the node's answer turns out to be wrong.
+    world.node.behave(Behaviour::RunThenAnswer(503));
+    let id = world.started("full").await;
+    assert_eq!(world.backup(&id).await["status"], "completed");
+    world.assert_reads_like(&id, &world.copies("late")).await;
+
+    // It has completed one of two: no point, and nothing of it is left.
+    world.node.holds(&world.disks, Some("1:decided"));
+    let files = world.hub.repository_files();
+    let (status, answer) = world.start("incremental").await;
+    assert_eq!((status, text(&answer, "error")), (500, "SNA API error"));
+    assert_eq!(world.hub.repository_files(), files);
+    let (_, list) = world.hub.get("/api/v1/backups?vm_name=web01").await;
+    assert_eq!(list["total"], 1, "{list}");
 }
 
 #[tokio::test]

@@ -23,8 +23,8 @@ use crate::export::{Device, FailureReport, LiveExport, RegisterError, StorageFai
 use crate::id::ExportName;
 use crate::limits::REPOSITORY_RESERVE_BYTES;
 use crate::model::{
-    Backup, BackupPlan, DeclaredParent, PlannedDisk, PreparedDisk, StartBackup, StartedBackup,
-    Transfer, Vm, WantedDisk, plan_backup,
+    Backup, BackupPlan, DeclaredParent, Intent, JobStatus, PlannedDisk, PreparedDisk, StartBackup,
+    StartedBackup, Transfer, Vm, WantedDisk, plan_backup,
 };
 use crate::node::{NodeStart, VcenterLogin, no_key};
 use crate::repository::{Discard, ImagePath, Repository};
@@ -52,10 +52,22 @@ pub(crate) async fn start_backup(
         Ok(()) => started(&hub, &begin, &decided.repository).await,
         Err(error) => {
             tracing::warn!(backup_id = %begin.id, %error, "backup was not started");
-            undo(&hub, &decided.repository, &begin).await;
-            Err(error)
+            match undo(&hub, &decided.repository, &begin).await {
+                Undo::Completed => started(&hub, &begin, &decided.repository).await,
+                Undo::Undone | Undo::EndedOtherwise => Err(error),
+            }
         }
     }
+}
+
+/// What became of a start that failed.
+enum Undo {
+    /// Nothing of it is left.
+    Undone,
+    /// The node's answer was lost or wrong, but its client has delivered everything: the point is good and stays.
+    Completed,
+    /// It failed by itself before, or is being published: its row and its files are in other hands.
+    EndedOtherwise,
 }
 
 /// Looks everything up and decides; nothing has been created when it fails.
@@ -309,14 +321,34 @@ fn watch_storage(hub: &Arc<Hub>, job: &Arc<Job>, mut failures: mpsc::Receiver<St
     });
 }
 
-/// Removes everything that a refused start has made. What cannot be removed now is swept at the next start.
-async fn undo(hub: &Hub, repository: &Arc<Repository>, begin: &BeginBackup) {
-    let job = hub.jobs().remove(&begin.id);
-    if let Some(job) = job {
-        let mut turn = job.turn.lock().await;
+/// Removes everything that a refused start has made, unless its client was faster. What cannot be removed now is swept at the
+/// next start.
+async fn undo(hub: &Hub, repository: &Arc<Repository>, begin: &BeginBackup) -> Undo {
+    let job = hub.job(&begin.id);
+    // A completion that has begun comes first.
+    let mut turn = match &job {
+        Some(job) => Some(job.turn.lock().await),
+        None => None,
+    };
+    match hub.catalog.backup(&begin.id).await {
+        Ok(backup) => match (backup.status, backup.intent) {
+            (JobStatus::Completed, _) => return Undo::Completed,
+            (JobStatus::Failed | JobStatus::Cancelled, _) | (_, Some(Intent::Publishing)) => {
+                return Undo::EndedOtherwise;
+            }
+            (JobStatus::Pending | JobStatus::Running, _) => {}
+        },
+        Err(error) => {
+            // Not known to be unwanted: what is there is looked at again at the next start.
+            tracing::error!(backup_id = %begin.id, %error, "a refused backup was not removed");
+            return Undo::EndedOtherwise;
+        }
+    }
+    if let (Some(job), Some(turn)) = (&job, &mut turn) {
         job.fence(&hub.exports).await;
         job.withdraw();
         turn.has_ended = true;
+        hub.jobs().remove(&begin.id);
         job.ended.cancel();
     }
     let paths: Vec<String> = begin
@@ -337,6 +369,7 @@ async fn undo(hub: &Hub, repository: &Arc<Repository>, begin: &BeginBackup) {
     if let Err(error) = hub.catalog.delete_backup_rows(&begin.id).await {
         tracing::error!(backup_id = %begin.id, %error, "rows of a refused backup were not removed");
     }
+    Undo::Undone
 }
 
 /// What the caller is told.
