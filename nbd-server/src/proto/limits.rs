@@ -70,9 +70,13 @@ pub const IN_FLIGHT_REQUESTS: u32 = 128;
 /// Payload bytes of one connection that are in memory at once, in either direction.
 pub const IN_FLIGHT_BYTES: u32 = 8 * 1024 * 1024;
 
-/// Payload bytes of all connections of a listener that are in memory at once. Past it each
-/// connection keeps one piece of its own, so that no connection can starve another.
+/// Payload bytes of all connections of a server that are in memory at once. Past it each connection
+/// goes on with one small piece of its own, so that no connection can starve another.
 pub const PAYLOAD_BUDGET_BYTES: u32 = 256 * 1024 * 1024;
+
+/// The piece that a connection may always have: small, because thousands of connections that stopped
+/// within a request can each hold one.
+pub const RESERVED_PIECE_BYTES: u32 = 32 * 1024;
 
 /// Free buffers that are kept for the next request, of [`PIECE_BYTES`] each.
 pub const POOLED_PIECES: usize = 32;
@@ -111,6 +115,17 @@ pub const MAX_CONNECTIONS_PER_EXPORT: u32 = 64;
 
 /// From accept to the end of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a request header, or a piece of a payload, may take from its first byte to its last. A
+/// client has nothing to think about there, so only the way to it can be slow: tunnels come back
+/// within minutes or not at all, and 256 KiB in five minutes is no backup. Between two requests a
+/// client may be silent for ever.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// How long a client may leave its replies unread, without taking a single byte. Longer than
+/// [`STALL_TIMEOUT`], because it may wait for a disk of its own that hangs; but it holds payload
+/// memory meanwhile.
+pub const UNREAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// How long a session that must end may still answer what is in flight before its socket is cut.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);

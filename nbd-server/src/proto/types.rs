@@ -430,6 +430,15 @@ impl ByteRange {
         self.offset + self.len_bytes
     }
 
+    /// What follows `part`, which is at the front of the range.
+    #[must_use]
+    pub const fn after(self, part: Self) -> Self {
+        Self {
+            offset: part.end(),
+            len_bytes: self.end() - part.end(),
+        }
+    }
+
     /// The range in order, cut at multiples of `piece_bytes` (not 0).
     pub fn pieces(self, piece_bytes: u32) -> impl Iterator<Item = Self> + Send {
         let piece_bytes = u64::from(piece_bytes);
@@ -494,6 +503,13 @@ mod tests {
         assert_eq!(cut(50, 151), [(50, 50), (100, 100), (200, 1)]);
         let top = u64::MAX - 10;
         assert_eq!(cut(top, 10).iter().map(|p| p.1).sum::<u64>(), 10);
+    }
+
+    #[test]
+    fn what_follows_a_part_is_the_rest() {
+        let range = |offset, len_bytes| ByteRange { offset, len_bytes };
+        assert_eq!(range(50, 100).after(range(50, 30)), range(80, 70));
+        assert_eq!(range(50, 100).after(range(50, 100)), range(150, 0));
     }
 
     #[test]

@@ -122,9 +122,11 @@ impl<E: Export> Context<E> {
             return self.read_nothing(id, slot).await;
         }
         let mut slot = Some(slot);
-        for piece in range.pieces(PIECE_BYTES) {
+        let mut rest = range;
+        while let Some(piece) = rest.pieces(PIECE_BYTES).next() {
+            let (piece, charge) = self.allowance.piece(piece).await;
+            rest = rest.after(piece);
             let len_bytes = short(piece.len_bytes);
-            let charge = self.allowance.piece(len_bytes).await;
             let content = match self.read_content(piece).await {
                 Ok(content) => content,
                 Err(error) => return self.fail(id, error.code, "read failed", slot).await,
@@ -224,8 +226,10 @@ impl<E: Export> Context<E> {
         let mut head = Some(self.contiguous_head(id, range, false));
         let mut slot = Some(slot);
         let mut failure: Option<ErrorCode> = None;
-        for piece in range.pieces(PIECE_BYTES) {
-            let charge = self.allowance.piece(short(piece.len_bytes)).await;
+        let mut rest = range;
+        while let Some(piece) = rest.pieces(PIECE_BYTES).next() {
+            let (piece, charge) = self.allowance.piece(piece).await;
+            rest = rest.after(piece);
             let payload = match failure {
                 None => self.read_piece(piece).await,
                 Some(_) => Ok(zeroes(piece)),
@@ -396,7 +400,11 @@ impl<E: Export> Context<E> {
         slot: Slot,
     ) {
         // The answers of one request take about a piece of memory.
-        let charge = self.allowance.piece(PIECE_BYTES).await;
+        let about = ByteRange {
+            offset: 0,
+            len_bytes: PIECE_BYTES.into(),
+        };
+        let (_, charge) = self.allowance.piece(about).await;
         let payloads = self.extents(range, only_first).await.and_then(|extents| {
             let max_descriptors = if only_first { 1 } else { MAX_DESCRIPTORS };
             let mut payloads = Vec::with_capacity(contexts.len());

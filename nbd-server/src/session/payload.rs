@@ -6,7 +6,9 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::proto::limits::{IN_FLIGHT_BYTES, PIECE_BYTES, POOLED_PIECES};
+use super::answer::{length_of, short};
+use crate::proto::ByteRange;
+use crate::proto::limits::{IN_FLIGHT_BYTES, PIECE_BYTES, POOLED_PIECES, RESERVED_PIECE_BYTES};
 use crate::statistics::{Counted, Counters, Gauge};
 
 /// [`PIECE_BYTES`] as a length in memory.
@@ -69,7 +71,7 @@ impl Payloads {
 pub(crate) struct Allowance {
     server: Arc<Payloads>,
     in_flight: Arc<Semaphore>,
-    /// One piece that a connection may always have, whatever the others do.
+    /// One small piece that a connection may always have, whatever the others do.
     reserve: Arc<Semaphore>,
 }
 
@@ -95,21 +97,32 @@ impl Allowance {
         &self.server
     }
 
-    /// Waits for the right to hold one piece of `len_bytes`, at most [`PIECE_BYTES`].
-    pub(crate) async fn piece(&self, len_bytes: u32) -> Charge {
-        let connection = acquire(&self.in_flight, len_bytes).await;
-        let server = match Arc::clone(&self.server.budget).try_acquire_many_owned(len_bytes) {
-            Ok(permit) => permit,
+    /// Waits for the right to hold a part of `piece`, which is at most [`PIECE_BYTES`] long: all of
+    /// it, or its beginning when the server is short of memory.
+    pub(crate) async fn piece(&self, piece: ByteRange) -> (ByteRange, Charge) {
+        let len_bytes = short(piece.len_bytes);
+        let mut connection = acquire(&self.in_flight, len_bytes).await;
+        let budget = match Arc::clone(&self.server.budget).try_acquire_many_owned(len_bytes) {
+            Ok(permit) => Ok(permit),
             Err(_) => tokio::select! {
-                permit = acquire(&self.server.budget, len_bytes) => permit,
-                permit = acquire(&self.reserve, 1) => permit,
+                permit = acquire(&self.server.budget, len_bytes) => Ok(permit),
+                permit = acquire(&self.reserve, 1) => Err(permit),
             },
         };
-        Charge {
+        let (part, server) = match budget {
+            Ok(permit) => (piece, permit),
+            Err(reserved) => {
+                let part = piece.pieces(RESERVED_PIECE_BYTES).next().unwrap_or(piece);
+                drop(connection.split(length_of(piece) - length_of(part)));
+                (part, reserved)
+            }
+        };
+        let charge = Charge {
             _connection: connection,
             _server: server,
-            _counted: self.count(len_bytes),
-        }
+            _counted: self.count(short(part.len_bytes)),
+        };
+        (part, charge)
     }
 
     /// Waits for the right to hold `len_bytes` at once, which may be more than a piece; `None` when

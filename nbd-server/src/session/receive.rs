@@ -6,12 +6,15 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::answer::{Context, length_of, short};
 use super::run::Fate;
 use super::write_job::WriteJob;
 use super::write_replies::Slot;
-use crate::proto::limits::{IN_FLIGHT_REQUESTS, MAX_GATHERED_BYTES, PIECE_BYTES, READ_AHEAD_BYTES};
+use crate::proto::limits::{
+    IN_FLIGHT_REQUESTS, MAX_GATHERED_BYTES, PIECE_BYTES, READ_AHEAD_BYTES, STALL_TIMEOUT,
+};
 use crate::proto::{
     ByteRange, Command, ErrorCode, HeaderStyle, ProtocolError, Refused, Request, RequestId, admit,
     admit_filtered,
@@ -31,6 +34,9 @@ pub(crate) enum Ended {
     /// The stream lost its frame.
     #[error("the client broke the protocol")]
     Protocol(#[from] ProtocolError),
+    /// The rest of a header or of a piece of payload did not come.
+    #[error("the client stopped within a request")]
+    Stalled,
     /// The server stops, the export was withdrawn, or the session was cut.
     #[error("the session must end")]
     MustEnd,
@@ -43,6 +49,7 @@ impl Ended {
             Self::Left => SessionEnd::Left,
             Self::Broken(_) => SessionEnd::Broken,
             Self::Protocol(_) => SessionEnd::Protocol,
+            Self::Stalled => SessionEnd::Stalled,
             Self::MustEnd if fate.was_cut() => SessionEnd::Cut,
             Self::MustEnd => SessionEnd::Stopped,
         }
@@ -242,23 +249,29 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         job: &Arc<WriteJob<E>>,
         range: ByteRange,
     ) -> Result<(), Ended> {
-        for piece in range.pieces(PIECE_BYTES) {
+        let mut rest = range;
+        while let Some(piece) = rest.pieces(PIECE_BYTES).next() {
             if job.failed() {
                 return self.skip_unwanted().await;
             }
             // Memory follows what was sent: no buffer before the first byte is there.
             self.fill(1).await?;
-            let len_bytes = short(piece.len_bytes);
-            let charge = or_end(&self.context, self.context.allowance.piece(len_bytes)).await?;
+            let allowed = or_end(&self.context, self.context.allowance.piece(piece)).await?;
+            let (piece, charge) = allowed;
             let data = self.payload(length_of(piece)).await?;
             self.context.counters.received(piece.len_bytes);
             job.write(piece.offset, data, charge);
+            rest = rest.after(piece);
         }
         Ok(())
     }
 
     /// The next `len` bytes of the stream, read into the buffer that is handed on.
     async fn payload(&mut self, len: usize) -> Result<Bytes, Ended> {
+        in_time(self.receive_payload(len)).await
+    }
+
+    async fn receive_payload(&mut self, len: usize) -> Result<Bytes, Ended> {
         let mut data = self.context.allowance.payloads().buffer(len);
         let here = len.min(self.ahead.len());
         data.put_slice(&self.ahead[..here]);
@@ -334,9 +347,9 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
         Ok((request, payload_bytes))
     }
 
-    /// Reads until `need` bytes are there.
+    /// Reads until `need` bytes are there, within a request.
     async fn fill(&mut self, need: usize) -> Result<(), Ended> {
-        if self.fill_or_eof(need).await? {
+        if in_time(self.fill_or_eof(need)).await? {
             Ok(())
         } else {
             Err(Ended::Broken(io::ErrorKind::UnexpectedEof.into()))
@@ -428,6 +441,13 @@ impl<R: AsyncRead + Unpin, E: Export> Receiver<R, E> {
             _ => Ok(()),
         }
     }
+}
+
+/// Waits for bytes of a request that has begun.
+async fn in_time<T>(bytes: impl Future<Output = Result<T, Ended>>) -> Result<T, Ended> {
+    timeout(STALL_TIMEOUT, bytes)
+        .await
+        .unwrap_or(Err(Ended::Stalled))
 }
 
 /// Waits, unless the session must end first.

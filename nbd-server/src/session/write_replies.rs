@@ -6,11 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
 
 use super::payload::Charge;
 use super::receive::count;
 use super::run::Fate;
 use crate::proto::Head;
+use crate::proto::limits::UNREAD_TIMEOUT;
 use crate::statistics::{Counted, Counters};
 
 /// Replies that go out in one system call, at most.
@@ -90,7 +92,7 @@ async fn send<W: AsyncWrite + Unpin>(socket: &mut W, batch: &[Outgoing]) -> io::
     }
     let mut rest = &mut slices[..count];
     while !rest.is_empty() {
-        let sent = socket.write_vectored(rest).await?;
+        let sent = timeout(UNREAD_TIMEOUT, socket.write_vectored(rest)).await??;
         if sent == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

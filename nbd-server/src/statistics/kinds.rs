@@ -83,9 +83,9 @@ kinds! {
         Broken = "broken";
         /// The client broke the protocol.
         Protocol = "protocol";
-        /// A request or a reply made no progress for too long.
+        /// The client stopped within a request.
         Stalled = "stalled";
-        /// Nothing could be sent any more, or a call of the export panicked.
+        /// The client was gone or left its replies unread, or a call of the export panicked.
         Cut = "cut";
         /// The server stopped, or the export was withdrawn.
         Stopped = "stopped";

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nbd_server::ServerLimits;
 use nbd_server::proto::client::ReplyEvent;
-use nbd_server::proto::limits::{IN_FLIGHT_BYTES, MAX_PAYLOAD_BYTES};
+use nbd_server::proto::limits::{IN_FLIGHT_BYTES, MAX_PAYLOAD_BYTES, RESERVED_PIECE_BYTES};
 use nbd_server::proto::{CommandCode, CommandFlags, ErrorCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -155,6 +155,39 @@ async fn one_starved_server_still_serves_everybody() {
     assert!(b.read(0, 3 << 20).await.unwrap() == data);
     a.hang_up().await;
     b.hang_up().await;
+}
+
+/// Past the budget a connection has one small piece, not one large one.
+#[tokio::test(start_paused = true)]
+async fn many_that_stop_within_a_payload_hold_little() {
+    let limits = ServerLimits {
+        payload_budget_bytes: 1 << 20,
+        ..ServerLimits::default()
+    };
+    let server = Server::with_limits(limits);
+    let data = pattern(300 << 10);
+    let mut stopped = Vec::new();
+    for number in 0..40 {
+        let mut client = server.connect().await;
+        let (offset, len_bytes) = (number << 20, data.len() as u64);
+        let cookie = client
+            .send(CommandCode::WRITE, NONE, offset, len_bytes)
+            .await;
+        client.socket.write_all(&data[..20 << 10]).await.unwrap();
+        stopped.push((client, cookie, offset));
+    }
+    settle().await;
+    let held = server.gate.statistics().held_bytes;
+    let most = (1 << 20) + 40 * u64::from(RESERVED_PIECE_BYTES);
+    assert!(held <= most, "held={held}");
+    assert!(held > 1 << 20, "the budget is used up, held={held}");
+    for (client, cookie, offset) in &mut stopped {
+        client.socket.write_all(&data[20 << 10..]).await.unwrap();
+        assert_eq!(client.answer().await, (*cookie, Answer::Done));
+        let len = u32::try_from(data.len()).unwrap();
+        assert!(client.read(*offset, len).await.unwrap() == data);
+    }
+    assert_eq!(server.gate.statistics().held_bytes, 0);
 }
 
 #[tokio::test(start_paused = true)]
