@@ -5,6 +5,7 @@
 mod crowds;
 mod extended;
 mod handshake;
+mod misbehaving;
 mod peer;
 mod replies;
 mod requests;

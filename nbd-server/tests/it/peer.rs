@@ -248,14 +248,19 @@ impl Server {
 
     /// A raw connection and its session.
     pub(crate) fn pipe(&self) -> (DuplexStream, JoinHandle<()>) {
+        self.pipe_from(Peer {
+            address: "a test".to_owned(),
+        })
+    }
+
+    /// The same from somewhere.
+    pub(crate) fn pipe_from(&self, peer: Peer) -> (DuplexStream, JoinHandle<()>) {
         let (here, there) = tokio::io::duplex(64 << 10);
         let (reader, writer) = tokio::io::split(there);
         let session = tokio::spawn(serve_connection(
             reader,
             writer,
-            Peer {
-                address: "a test".to_owned(),
-            },
+            peer,
             Arc::new(self.probe.clone()),
             self.gate.clone(),
             self.stop.clone(),
