@@ -8,6 +8,7 @@
 //! - [`hub`]: the real program, started, driven over REST and NBD, and killed.
 //! - [`legacy`]: a node appliance of the legacy hub, and the backup client that it starts.
 //! - [`lossy_fs`]: real files on a disk that loses what was not synced.
+//! - [`usage`]: memory and descriptors of a process.
 //! - [`wire`]: an NBD connection that misbehaves as told.
 //! - [`servers`]: NBD servers, ours and those of others, and one client that asks them all the same.
 
@@ -27,4 +28,5 @@ pub mod qemu;
 pub mod raw_disk;
 pub mod seed;
 pub mod servers;
+pub mod usage;
 pub mod wire;

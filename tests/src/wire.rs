@@ -95,6 +95,18 @@ impl Wire {
         error
     }
 
+    /// Reads a range that is there.
+    ///
+    /// # Panics
+    /// When the connection is gone or the request fails.
+    pub fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
+        let cookie = self.send_header(0, 0, offset, len);
+        assert_eq!(self.reply().expect("an answer"), (0, cookie));
+        let mut data = vec![0; len.try_into().expect("a length")];
+        self.stream.read_exact(&mut data).expect("the data");
+        data
+    }
+
     /// Flushes and returns the answer's error number.
     ///
     /// # Panics
