@@ -19,6 +19,7 @@
 //!
 //! - an export is only called with ranges inside the device, never empty, in bounded pieces;
 //! - memory follows what was sent, never what was announced, and is bounded per connection and in all;
+//! - connections that say nothing keep nobody out, and none is cut off between two requests;
 //! - an error leaves the connection usable, as far as the protocol has a way to tell it;
 //! - a call that has begun runs to its end, and `close` comes once, after the last of them.
 //!
