@@ -6,6 +6,7 @@
     reason = "figures and skips are told to whoever reads the test's output"
 )]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -43,7 +44,7 @@ impl Server {
     }
 
     fn spawn(mut command: Command) -> Self {
-        command.args(["--listen", "127.0.0.1:0", "--log", "error"]);
+        command.args(["--listen", "127.0.0.1:0", "--log", "warn"]);
         let mut process = command
             .stdout(Stdio::piped())
             .spawn()
@@ -198,14 +199,18 @@ async fn a_client_is_served_when_descriptors_have_run_out() {
         create(image).await.expect("an image");
     }
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 140; exec \"$@\"", "sh", HUB, "export"]);
+    command.args(["-c", "ulimit -n 125; exec \"$@\"", "sh", HUB, "export"]);
     command.args((0..EXPORTS).map(|number| dir.path().join(format!("disk-{number}.qcow2"))));
+    let log = dir.path().join("log");
+    command.stderr(File::create(&log).expect("a log"));
     let server = Server::spawn(command);
     let mut kept = Wire::open(server.address, "disk-1");
     let silent: Vec<_> = (0..300).map(|_| server.connect()).collect();
     let took = server.serves("disk-0");
     eprintln!("descriptors had run out: a new client is served in {took:?}");
     assert_eq!(kept.flush(), 0, "a session is never evicted");
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("cannot accept a connection"), "{said}");
     drop(silent);
     server.serves("disk-0");
 }
