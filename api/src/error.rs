@@ -71,6 +71,8 @@ fn status(kind: ErrorKind) -> StatusCode {
         ErrorKind::Invalid | ErrorKind::NoParent => StatusCode::BAD_REQUEST,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::Conflict => StatusCode::CONFLICT,
+        ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        ErrorKind::Forbidden => StatusCode::FORBIDDEN,
         ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
@@ -189,6 +191,8 @@ mod tests {
         let check = |kind, expected| assert_eq!(status(kind).as_u16(), expected, "{kind}");
         check(ErrorKind::Invalid, 400);
         check(ErrorKind::NoParent, 400);
+        check(ErrorKind::Unauthenticated, 401);
+        check(ErrorKind::Forbidden, 403);
         check(ErrorKind::NotFound, 404);
         check(ErrorKind::Conflict, 409);
         check(ErrorKind::Corrupt, 500);

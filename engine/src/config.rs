@@ -1,6 +1,6 @@
 //! What an engine is opened with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where an engine keeps its state and how others reach it.
 #[derive(Debug, Clone)]
@@ -44,9 +44,15 @@ impl EngineConfig {
     /// The database's URL: the one given, or the default under `data_dir`.
     #[must_use]
     pub fn database_url(&self) -> String {
-        match &self.database {
-            Some(url) => url.clone(),
-            None => format!("sqlite:{}", self.data_dir.join("hub.db").display()),
+        Self::url_of(&self.data_dir, self.database.as_deref())
+    }
+
+    /// The URL of the database of the hub on `data_dir`.
+    #[must_use]
+    pub fn url_of(data_dir: &Path, database: Option<&str>) -> String {
+        match database {
+            Some(url) => url.to_owned(),
+            None => format!("sqlite:{}", data_dir.join("hub.db").display()),
         }
     }
 }

@@ -7,14 +7,14 @@ use nbd_server::{Listener, Statistics as NbdStatistics};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, Secret};
 use crate::error::Error;
 use crate::export::ExportRegistry;
 use crate::id::{BackupId, DiskIndex, VmContextId};
 use crate::model::{
-    Backup, BackupDisk, BackupFilter, ChainLayer, ChainView, ChangeIdAnswer, Comparison,
-    CompleteDisk, Credential, NewCredential, NewVm, RepositorySummary, StartBackup, StartedBackup,
-    Vm, VmDisk,
+    Backup, BackupDisk, BackupFilter, Caller, ChainLayer, ChainView, ChangeIdAnswer, Comparison,
+    CompleteDisk, Credential, NewCredential, NewToken, NewVm, RepositorySummary, StartBackup,
+    StartedBackup, Token, Vm, VmDisk,
 };
 use crate::workflow::{self, Hooks, Hub};
 
@@ -271,6 +271,42 @@ impl Engine {
         raw: &Path,
     ) -> Result<Comparison, Error> {
         workflow::compare_disk(&self.hub, id, disk, raw).await
+    }
+
+    /// Who holds this token.
+    ///
+    /// # Errors
+    ///
+    /// `Unauthenticated` for a token that is not known.
+    pub async fn authenticate(&self, presented: &Secret) -> Result<Caller, Error> {
+        workflow::authenticate(&self.hub, presented).await
+    }
+
+    /// Makes a token; its text is told this once.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for what cannot be a token, `NotFound` for an unknown job, `Conflict` if the name is taken.
+    pub async fn create_token(&self, token: &NewToken) -> Result<(Token, Secret), Error> {
+        workflow::create_token(&self.hub.catalog, token, self.hub.clock.now()).await
+    }
+
+    /// Every token, by name.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn tokens(&self) -> Result<Vec<Token>, Error> {
+        self.hub.catalog.tokens().await
+    }
+
+    /// Forgets a token: the next call with it is refused.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn revoke_token(&self, name: &str) -> Result<(), Error> {
+        self.hub.catalog.revoke_token(name).await
     }
 
     /// Whether the database answers.

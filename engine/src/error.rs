@@ -18,6 +18,10 @@ pub enum ErrorKind {
     Corrupt,
     /// Free space or grow the repository, then retry.
     NoSpace,
+    /// Present a token that is known, or none where none is asked for.
+    Unauthenticated,
+    /// Ask somebody who may: this caller is known and may not.
+    Forbidden,
     /// Retry later: the database, a repository or the hub itself is not ready.
     Unavailable,
     /// Check the node and the way to it, then retry: it did not answer.
@@ -41,6 +45,8 @@ impl ErrorKind {
             Self::NoParent => "no_parent",
             Self::Corrupt => "corrupt",
             Self::NoSpace => "no_space",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
             Self::Unavailable => "unavailable",
             Self::NodeUnreachable => "node_unreachable",
             Self::NodeRefused => "node_refused",
@@ -102,6 +108,11 @@ impl Error {
     /// Something else is in the way.
     pub fn conflict(message: impl Into<String>, details: impl Into<String>) -> Self {
         Self::new(ErrorKind::Conflict, message, details)
+    }
+
+    /// Something that this caller may not do.
+    pub fn forbidden(message: impl Into<String>, details: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Forbidden, message, details)
     }
 
     /// Stored data is not what it should be.

@@ -19,8 +19,10 @@ pub mod id;
 pub mod limits;
 pub mod model;
 mod node;
+mod random;
 mod repository;
 pub mod standalone;
+mod tokens;
 mod workflow;
 
 pub use catalog::Catalog;
@@ -34,6 +36,7 @@ pub use id::{
     VmContextId,
 };
 pub use model::*;
+pub use tokens::Tokens;
 
 /// What the NBD server counts.
 pub use nbd_server::Statistics as NbdStatistics;

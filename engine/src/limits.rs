@@ -121,3 +121,10 @@ pub const RECORD_RETRY_FIRST: Duration = Duration::from_millis(200);
 
 /// Longest pause between such tries.
 pub const RECORD_RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// Longest name of a token, in characters: it stands in every row of the audit log that its holder causes.
+pub const TOKEN_NAME_CHARS_MAX: usize = 100;
+
+/// Most tokens: one for each of the VMs that are backed up at a time and for everybody who works here. When they are used
+/// up, those of ended jobs go.
+pub const TOKENS_MAX: u32 = 10_000;

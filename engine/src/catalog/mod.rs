@@ -20,6 +20,7 @@ mod query;
 mod repositories;
 mod rows;
 mod timestamp;
+mod tokens;
 mod types;
 mod vms;
 

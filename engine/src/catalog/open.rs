@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use crate::error::{Error, ErrorKind};
 use crate::limits::{DATABASE_ACQUIRE_TIMEOUT_MS, DATABASE_BUSY_TIMEOUT_MS, DATABASE_READERS_MAX};
@@ -35,8 +35,37 @@ impl Catalog {
     pub async fn open(url: &str) -> Result<Self, Error> {
         let path = database_path(url)?;
         create_private_file(&path)?;
+        let catalog = Self::connect(&path).await?;
+        MIGRATIONS
+            .run(&catalog.writer)
+            .await
+            .map_err(|source| migration_error(&path, source))?;
+        Ok(catalog)
+    }
+
+    /// Opens the database below a running hub: its tables must be those of this version, and stay as they are.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Conflict`](ErrorKind::Conflict) if the tables are those of another version.
+    pub async fn open_as_is(url: &str) -> Result<Self, Error> {
+        let catalog = Self::connect(&database_path(url)?).await?;
+        let applied: Vec<i64> =
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations ORDER BY version")
+                .fetch_all(&catalog.reader)
+                .await?;
+        if !applied.into_iter().eq(MIGRATIONS.iter().map(|m| m.version)) {
+            catalog.close().await;
+            return Err(Error::conflict(
+                "the running hub is of another version",
+                "use the program that runs, or stop it first",
+            ));
+        }
+        Ok(catalog)
+    }
+
+    async fn connect(path: &Path) -> Result<Self, Error> {
         let options = SqliteConnectOptions::new()
-            .filename(&path)
+            .filename(path)
             .create_if_missing(false)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -50,10 +79,6 @@ impl Catalog {
             })
             .connect_with(options.clone())
             .await?;
-        MIGRATIONS
-            .run(&writer)
-            .await
-            .map_err(|source| migration_error(&path, source))?;
         let reader = pool_options(DATABASE_READERS_MAX)
             .connect_with(options.read_only(true))
             .await?;
@@ -87,6 +112,20 @@ impl Catalog {
     pub(super) async fn write(&self) -> Result<Transaction<'static, Sqlite>, Error> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
+}
+
+/// A connection that only reads, to a database that exists; `None` where there is none yet.
+pub(super) async fn look(url: &str) -> Result<Option<SqliteConnection>, Error> {
+    let path = database_path(url)?;
+    if !path.exists() {
+        return Ok(None);
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(false)
+        .read_only(true)
+        .busy_timeout(Duration::from_millis(DATABASE_BUSY_TIMEOUT_MS));
+    Ok(Some(SqliteConnection::connect_with(&options).await?))
 }
 
 fn pool_options(connections: u32) -> SqlitePoolOptions {

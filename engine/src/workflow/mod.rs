@@ -19,6 +19,7 @@ mod recover;
 mod restore_disk;
 mod shutdown;
 mod start_backup;
+mod tokens;
 
 pub(crate) use cancel::cancel;
 pub(crate) use chain::{chain, chain_layers};
@@ -32,6 +33,7 @@ pub(crate) use open::open;
 pub(crate) use restore_disk::{compare_disk, restore_disk};
 pub(crate) use shutdown::shutdown;
 pub(crate) use start_backup::start_backup;
+pub(crate) use tokens::{authenticate, create_token};
 
 #[cfg(test)]
 mod tests;

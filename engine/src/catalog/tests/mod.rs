@@ -1,5 +1,6 @@
 //! The catalog's meaning, as functions over a fresh catalog: one suite for every database it runs on.
 
+mod access;
 mod backups;
 mod concurrency;
 mod files;
