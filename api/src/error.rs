@@ -8,12 +8,15 @@
 use std::error::Error as _;
 use std::marker::PhantomData;
 
-use axum::http::StatusCode;
+use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use engine::{Clock, Error, ErrorKind, SystemClock};
 
 use crate::routes::reply;
-use crate::views::{BackupsFailure, ProblemDetails, RepositoriesFailure, VmContextsFailure};
+use crate::views::{
+    AccessFailure, BackupsFailure, ProblemDetails, RepositoriesFailure, VmContextsFailure,
+};
 
 /// What went wrong, before a family gives it its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,11 @@ impl Failure {
     /// The request can never succeed as it is.
     pub(crate) fn invalid(error: impl Into<String>, details: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error, details)
+    }
+
+    /// The caller is not known.
+    pub(crate) fn unauthenticated(error: impl Into<String>, details: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, error, details)
     }
 
     /// What the request names does not exist.
@@ -45,6 +53,11 @@ impl Failure {
             error: error.into(),
             details: details.into(),
         }
+    }
+
+    /// Whether it is the caller who is not known.
+    pub(crate) fn is_unauthenticated(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
     }
 
     fn sentence(&self) -> String {
@@ -103,6 +116,8 @@ pub(crate) struct Backups;
 pub(crate) struct VmContexts;
 /// `/repositories`.
 pub(crate) struct Repositories;
+/// Callers who are not known, wherever they ask, and `/auth`.
+pub(crate) struct Access;
 /// Endpoints without an older shape: RFC 9457.
 pub(crate) struct Problems;
 
@@ -137,6 +152,23 @@ impl Family for Repositories {
     }
 }
 
+impl Family for Access {
+    fn respond(failure: Failure) -> Response {
+        let body = AccessFailure {
+            error: failure.error,
+            details: failure.details,
+            timestamp: crate::views::utc(SystemClock.now()),
+        };
+        let mut response = reply::json(failure.status, "application/json", &body);
+        if failure.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, 11.6.1: what the caller is asked for.
+            let bearer = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(WWW_AUTHENTICATE, bearer);
+        }
+        response
+    }
+}
+
 impl Family for Problems {
     fn respond(failure: Failure) -> Response {
         let body = ProblemDetails {
@@ -151,6 +183,14 @@ impl Family for Problems {
 
 /// A failure on its way out in the shape of `F`.
 pub(crate) struct Refused<F>(Failure, PhantomData<F>);
+
+impl<F> Refused<F> {
+    /// The same in the words of an endpoint that has its own.
+    pub(crate) fn worded(mut self, error: &str) -> Self {
+        error.clone_into(&mut self.0.error);
+        self
+    }
+}
 
 impl<F> From<Failure> for Refused<F> {
     fn from(failure: Failure) -> Self {
@@ -221,6 +261,10 @@ mod tests {
         let (_, _, body) = body_of::<Repositories>(failure()).await;
         let expected = r#"{"success":false,"error":"VM not found: vm_name=web"}"#;
         assert_eq!(body, format!("{expected}\n"));
+
+        let (_, _, body) = body_of::<Access>(failure()).await;
+        let expected = r#"{"error":"VM not found","details":"vm_name=web","timestamp":"20"#;
+        assert!(body.starts_with(expected), "{body}");
 
         let (_, kind, body) = body_of::<Problems>(failure()).await;
         assert_eq!(kind, "application/problem+json");

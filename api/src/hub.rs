@@ -12,12 +12,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{Clock, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock};
+use engine::{Clock, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock, Tokens};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{limits, router};
+use crate::{Trust, limits, router};
 
 /// Everything that `serve` can be told, after flags, environment, file and defaults were merged.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ pub struct ServeConfig {
     pub sna_url: String,
     /// What stored passwords are encrypted with: base64 of 32 bytes.
     pub credential_key: Option<Secret>,
+    /// Asks callers on this machine for a token, too.
+    pub require_tokens: bool,
     /// Allows listeners that other machines can reach while nothing authenticates them.
     pub insecure: bool,
 }
@@ -55,6 +57,7 @@ impl ServeConfig {
             nbd_advertise: None,
             sna_url: "http://127.0.0.1:9081".to_owned(),
             credential_key: None,
+            require_tokens: false,
             insecure: false,
         }
     }
@@ -71,20 +74,48 @@ impl ServeConfig {
     }
 
     /// # Errors
-    /// [`StartError::Exposed`] for a listener that other machines can reach without `insecure`.
-    fn refuse_exposure(&self) -> Result<(), StartError> {
-        let nbd = self.nbd.iter().filter_map(|address| match address {
-            ListenAddress::Tcp(address) => Some(("nbd", *address)),
-            ListenAddress::Unix(_) => None,
+    /// [`StartError::Exposed`] for a listener that other machines can reach without `insecure`; the
+    /// API may be reached where tokens are asked for and there is one.
+    async fn refuse_exposure(&self) -> Result<(), StartError> {
+        if self.insecure {
+            return Ok(());
+        }
+        if !self.api.ip().is_loopback() && !self.asks_for_tokens().await? {
+            return Err(StartError::Exposed {
+                listener: "api",
+                address: self.api,
+                remedy: "make a token (sendense-hub token create)",
+            });
+        }
+        let nbd = self.nbd.iter().find_map(|address| match address {
+            ListenAddress::Tcp(address) if !address.ip().is_loopback() => Some(*address),
+            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => None,
         });
-        let exposed = std::iter::once(("api", self.api))
-            .chain(nbd)
-            .find(|(_, address)| !address.ip().is_loopback());
-        match exposed {
-            Some((listener, address)) if !self.insecure => {
-                Err(StartError::Exposed { listener, address })
-            }
-            _ => Ok(()),
+        match nbd {
+            Some(address) => Err(StartError::Exposed {
+                listener: "nbd",
+                address,
+                remedy: "let a tunnel lead to it",
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether callers from elsewhere meet a hub that means to know them.
+    async fn asks_for_tokens(&self) -> Result<bool, StartError> {
+        if self.require_tokens {
+            return Ok(true);
+        }
+        Tokens::exist(&self.data_dir, self.database.as_deref())
+            .await
+            .map_err(StartError::Engine)
+    }
+
+    fn trust(&self) -> Trust {
+        match (self.require_tokens, self.insecure) {
+            (true, _) => Trust::Nobody,
+            (false, true) => Trust::Everybody,
+            (false, false) => Trust::Loopback,
         }
     }
 }
@@ -94,13 +125,15 @@ impl ServeConfig {
 pub enum StartError {
     /// A listener that other machines can reach, and nothing that authenticates them.
     #[error(
-        "exposed listener: anyone who reaches this address could read and write backups; bind a loopback address, or say --insecure listener={listener} address={address}"
+        "exposed listener: anyone who reaches this address could read and write backups; bind a loopback address, {remedy}, or say --insecure listener={listener} address={address}"
     )]
     Exposed {
         /// `api` or `nbd`.
         listener: &'static str,
         /// What was asked for.
         address: SocketAddr,
+        /// What would make it safe.
+        remedy: &'static str,
     },
     /// The configuration names no NBD listener.
     #[error("no nbd listener configured")]
@@ -208,7 +241,8 @@ pub async fn start_with_clock(
     config: ServeConfig,
     clock: Arc<dyn Clock>,
 ) -> Result<RunningHub, StartError> {
-    config.refuse_exposure()?;
+    config.refuse_exposure().await?;
+    let trust = config.trust();
     let listeners = bind_nbd(&config.nbd).await?;
     let nbd: Vec<_> = listeners.iter().map(Listener::local_address).collect();
     let http = TcpListener::bind(config.api)
@@ -227,8 +261,9 @@ pub async fn start_with_clock(
         let (engine, stop) = (engine.clone(), stop.clone());
         sessions.spawn(async move { engine.serve_nbd(listener, stop).await });
     }
-    let serve = axum::serve(http, router(engine.clone(), clock))
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    let router = router(engine.clone(), clock, trust);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let serve = axum::serve(http, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let http = tokio::spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!(%error, "the http server ended");

@@ -1,7 +1,7 @@
 //! HTTP in, HTTP out: the hub's REST API, and the hub as one running whole.
 //!
 //! ```text
-//! request ─▶ extract (typed input) ─▶ routes::<verb> ─▶ one Engine call ─▶ views ─▶ response
+//! request ─▶ access (who, may they) ─▶ extract (typed input) ─▶ routes::<verb> ─▶ one Engine call ─▶ views ─▶ response
 //!                    └──────── error::Failure, in the body of its family ────────┘
 //! ```
 //!
@@ -12,12 +12,15 @@ pub mod hub;
 pub mod limits;
 pub mod views;
 
+mod access;
 mod error;
 mod extract;
 mod metrics;
 mod openapi;
+mod request_id;
 mod routes;
 
+pub use access::Trust;
 pub use openapi::document as openapi_document;
 pub use routes::router;
 

@@ -15,3 +15,6 @@ pub const NBD_DRAIN: Duration = Duration::from_secs(60);
 
 /// How long a command line client waits for the hub to accept its connection.
 pub const CLIENT_CONNECT: Duration = Duration::from_secs(10);
+
+/// Longest request id that is taken from a caller, in bytes: a UUID has 36, a trace id of W3C 55.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;

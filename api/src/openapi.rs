@@ -1,6 +1,10 @@
 //! The OpenAPI document: its head here, the rest from the routes themselves.
 
-use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
+
+/// The document's name for the token that a route asks for.
+pub(crate) const BEARER: &str = "token";
 
 /// What the document says before any route is added.
 pub(crate) fn head() -> OpenApi {
@@ -14,7 +18,19 @@ pub(crate) fn head() -> OpenApi {
             LicenseBuilder::new().name("MIT OR Apache-2.0").build(),
         ))
         .build();
-    OpenApiBuilder::new().info(info).build()
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some(
+            "A token of the hub; callers on its machine may be trusted without.",
+        ))
+        .build();
+    let components = ComponentsBuilder::new()
+        .security_scheme(BEARER, SecurityScheme::Http(bearer))
+        .build();
+    OpenApiBuilder::new()
+        .info(info)
+        .components(Some(components))
+        .build()
 }
 
 /// The document that `/openapi.json` serves, indented.

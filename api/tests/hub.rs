@@ -1,9 +1,10 @@
 //! A hub in this process: how it starts, and how it does not.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use api::hub::{self, ServeConfig, StartError};
-use engine::ListenAddress;
+use engine::{ListenAddress, NewToken, Role, SystemClock, Tokens};
 
 #[tokio::test]
 async fn addresses_that_others_reach_need_insecure_said_out_loud() {
@@ -19,7 +20,9 @@ async fn addresses_that_others_reach_need_insecure_said_out_loud() {
     };
     for (config, named) in [(api, "api"), (nbd, "nbd")] {
         match hub::start(config).await {
-            Err(StartError::Exposed { listener, address }) => {
+            Err(StartError::Exposed {
+                listener, address, ..
+            }) => {
                 assert_eq!((listener, address), (named, everywhere));
             }
             Err(other) => panic!("{named}: {other}"),
@@ -31,6 +34,52 @@ async fn addresses_that_others_reach_need_insecure_said_out_loud() {
         0,
         "nothing was made"
     );
+}
+
+#[tokio::test]
+async fn an_api_that_others_reach_needs_a_token_and_asks_for_it() {
+    let data = tempfile::tempdir().unwrap();
+    let config = || ServeConfig {
+        api: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        ..ServeConfig::ephemeral(data.path())
+    };
+    let strict = ServeConfig {
+        require_tokens: true,
+        ..config()
+    };
+    let hub = hub::start(strict).await.unwrap();
+    let url = format!(
+        "http://127.0.0.1:{}/api/v1/backups",
+        hub.api_address().port()
+    );
+    assert_eq!(reqwest::get(&url).await.unwrap().status().as_u16(), 401);
+    hub.stop().await;
+
+    assert!(
+        hub::start(config()).await.is_err(),
+        "a database, but no token"
+    );
+    let tokens = Tokens::open(data.path(), None, Arc::new(SystemClock))
+        .await
+        .unwrap();
+    let new = NewToken {
+        name: "ops".to_owned(),
+        role: Role::Operator,
+        job: None,
+    };
+    tokens.create(&new).await.unwrap();
+    tokens.close().await;
+    let hub = hub::start(config()).await.unwrap();
+    let url = format!(
+        "http://127.0.0.1:{}/api/v1/backups",
+        hub.api_address().port()
+    );
+    assert_eq!(
+        reqwest::get(&url).await.unwrap().status().as_u16(),
+        200,
+        "this machine is trusted"
+    );
+    hub.stop().await;
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ impl Hub {
         };
         let engine = Engine::open(config, clock.clone()).await.unwrap();
         Self {
-            router: api::router(engine.clone(), clock),
+            router: api::router(engine.clone(), clock, api::Trust::Everybody),
             engine,
             _data: data,
         }

@@ -14,6 +14,7 @@ mod serve;
 mod show;
 mod signals;
 mod size;
+mod token;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ enum Command {
     Image(image::Image),
     List(list::List),
     Show(show::Show),
+    Token(token::Token),
 }
 
 /// The program: parses the command line, runs the command to its end, tells the exit status.
@@ -56,6 +58,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Command::Image(command) => return command.run().await,
         Command::List(command) => command.run().await,
         Command::Show(command) => command.run().await,
+        Command::Token(command) => command.run().await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //! JSON is read as the legacy hub read it: unknown fields, trailing text and the content type are
 //! ignored, field names match in any case, `null` means absent, and a wrong type is refused.
 
+mod access;
 mod backups;
 mod vms;
 
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::marker::PhantomData;
 
+pub(crate) use access::{LoginInput, TokenInput};
 pub(crate) use backups::{
     ChainQuery, ChangeIdQuery, CompleteDiskInput, ListQuery, Page, StartBackupInput, StatsQuery,
     stored_backup_id,

@@ -26,6 +26,11 @@ impl<T: Serialize> Reply<T> {
         }
     }
 
+    /// 401.
+    pub(crate) fn unauthorized(view: T) -> Self {
+        Self(StatusCode::UNAUTHORIZED, view)
+    }
+
     /// 200, or 503 when the hub cannot work.
     pub(crate) fn health(healthy: bool, view: T) -> Self {
         match healthy {

@@ -14,6 +14,17 @@ pub struct BackupsFailure {
     pub timestamp: String,
 }
 
+/// A caller who is not known, wherever it asks; and `/auth`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccessFailure {
+    /// What went wrong, in a text that clients know.
+    pub error: String,
+    /// Which and why.
+    pub details: String,
+    /// UTC.
+    pub timestamp: String,
+}
+
 /// `/vm-contexts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmContextsFailure {

@@ -3,6 +3,7 @@
 //! Field names, their order and what may be absent are the wire contract; the sentences here
 //! become the OpenAPI document.
 
+mod access;
 mod backup;
 mod chain;
 mod disk;
@@ -11,13 +12,18 @@ mod health;
 mod repository;
 mod vm;
 
+pub use access::{
+    CreatedTokenView, LoginFailure, LoginView, RevokedTokenView, TokenListView, TokenView,
+};
 pub use backup::{
     BackupListView, BackupView, CancelledView, ChangeIdView, CompletedView, DiskResultView,
     StatsView,
 };
 pub use chain::ChainView;
 pub use disk::{BackupDiskListView, BackupDiskView};
-pub use failure::{BackupsFailure, ProblemDetails, RepositoriesFailure, VmContextsFailure};
+pub use failure::{
+    AccessFailure, BackupsFailure, ProblemDetails, RepositoriesFailure, VmContextsFailure,
+};
 pub use health::HealthView;
 pub use repository::{RepositoryConfigView, RepositoryListView, RepositoryView};
 pub use vm::{

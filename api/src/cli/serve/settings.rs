@@ -57,6 +57,11 @@ pub(crate) struct Settings {
     #[serde(alias = "credential_key_file")]
     credential_key_file: Option<PathBuf>,
 
+    /// Ask every caller for a token; without it callers on this machine are trusted.
+    #[arg(long, env = "SENDENSE_REQUIRE_TOKENS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "require_tokens")]
+    require_tokens: Option<bool>,
+
     /// Allow addresses that other machines can reach, although nothing authenticates them.
     #[arg(long, env = "SENDENSE_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     insecure: Option<bool>,
@@ -85,6 +90,7 @@ impl Settings {
             sna: self.sna.or(weaker.sna),
             log: self.log.or(weaker.log),
             credential_key_file: self.credential_key_file.or(weaker.credential_key_file),
+            require_tokens: self.require_tokens.or(weaker.require_tokens),
             insecure: self.insecure.or(weaker.insecure),
         }
     }
@@ -124,6 +130,7 @@ impl Settings {
             },
             nbd_advertise: self.nbd_advertise.or(default.nbd_advertise),
             sna_url: self.sna.unwrap_or(default.sna_url),
+            require_tokens: self.require_tokens.unwrap_or(default.require_tokens),
             insecure: self.insecure.unwrap_or(default.insecure),
             data_dir: default.data_dir,
             credential_key: default.credential_key,
@@ -207,6 +214,7 @@ mod tests {
         sna = "http://node"
         log = "debug"
         credential-key-file = "/etc/hub.key"
+        require-tokens = true
         insecure = true
     "#;
 
@@ -217,6 +225,7 @@ mod tests {
         let config = merged.into_config();
         assert_eq!(config.api.port(), 9);
         assert!(!config.insecure);
+        assert!(config.require_tokens);
         assert_eq!(config.data_dir.to_str(), Some("/srv/hub"));
         assert_eq!(config.nbd.len(), 2);
         assert_eq!(config.nbd_advertise.as_deref(), Some("hub:3"));

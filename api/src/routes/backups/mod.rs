@@ -10,19 +10,21 @@ mod show;
 mod start;
 mod stats;
 
-use utoipa_axum::router::OpenApiRouter;
+use engine::Verb;
 use utoipa_axum::routes;
 
-use super::Api;
+use crate::access::Guarded;
+use crate::error::Backups;
 
-pub(crate) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(start::start, list::list))
-        .routes(routes!(stats::stats))
-        .routes(routes!(changeid::change_id))
-        .routes(routes!(chain::chain))
-        .routes(routes!(show::show))
-        .routes(routes!(disks::disks))
-        .routes(routes!(complete::complete))
-        .routes(routes!(cancel::cancel))
+pub(crate) fn routes() -> Guarded<Backups> {
+    Guarded::new()
+        .allow(Verb::StartBackup, routes!(start::start))
+        .allow(Verb::ReadBackups, routes!(list::list))
+        .allow(Verb::ReadBackups, routes!(stats::stats))
+        .allow(Verb::ReadChangeId, routes!(changeid::change_id))
+        .allow(Verb::ReadBackups, routes!(chain::chain))
+        .allow(Verb::ReadBackups, routes!(show::show))
+        .allow(Verb::ReadBackups, routes!(disks::disks))
+        .allow(Verb::CompleteDisk, routes!(complete::complete))
+        .allow(Verb::CancelBackup, routes!(cancel::cancel))
 }

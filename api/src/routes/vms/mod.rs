@@ -6,16 +6,20 @@ mod list;
 mod register;
 mod show;
 
-use utoipa_axum::router::OpenApiRouter;
+use engine::Verb;
 use utoipa_axum::routes;
 
-use super::Api;
+use crate::access::Guarded;
+use crate::error::{Problems, VmContexts};
 
-pub(crate) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(register::register, list::list))
-        .routes(routes!(show::by_id))
-        .routes(routes!(show::by_name))
-        .routes(routes!(disks::disks))
-        .routes(routes!(credentials::create))
+pub(crate) fn routes() -> Guarded<VmContexts> {
+    let credentials =
+        Guarded::<Problems>::new().allow(Verb::AddCredential, routes!(credentials::create));
+    Guarded::new()
+        .allow(Verb::RegisterVm, routes!(register::register))
+        .allow(Verb::ReadVms, routes!(list::list))
+        .allow(Verb::ReadVms, routes!(show::by_id))
+        .allow(Verb::ReadVms, routes!(show::by_name))
+        .allow(Verb::ReadVms, routes!(disks::disks))
+        .merge(credentials)
 }
