@@ -88,7 +88,7 @@ pub const READ_AHEAD_BYTES: usize = 16 * 1024;
 pub const QUEUED_REPLIES: usize = 64;
 
 /// Sessions of a server: connections past their handshake. Four agents' idle connections for each
-/// disk of a thousand VMs; an idle one costs about 40 KiB.
+/// disk of a thousand VMs; an idle one costs about 16 KiB.
 pub const MAX_SESSIONS: u32 = 16_384;
 
 /// Connections of a server that are still in their handshake. One more takes the place of the
