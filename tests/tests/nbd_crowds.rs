@@ -9,12 +9,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use engine::standalone::{CreateImage, create};
-use tests::hub::{DEADLINE, first_line};
+use tests::hub::{DEADLINE, first_line, wait};
 use tests::usage::{descriptors, peak_bytes, resident_bytes};
 use tests::wire::Wire;
 
@@ -213,6 +214,37 @@ async fn a_client_is_served_when_descriptors_have_run_out() {
     assert!(said.contains("cannot accept a connection"), "{said}");
     drop(silent);
     server.serves("disk-0");
+}
+
+/// What a server left that was killed is replaced, what a living one holds is not.
+#[test]
+fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("nbd.sock");
+    let start = || {
+        let mut command = Command::new(HUB);
+        command.args(["export", "--discard-sink", "1G", "--socket"]);
+        command.arg(&socket).args(["--log", "off"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("the program starts")
+    };
+    let greeted = || {
+        let mut stream = UnixStream::connect(&socket).expect("the server listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+        stream.read_exact(&mut [0; 18]).expect("a greeting");
+    };
+    for _ in 0..2 {
+        let mut server = start();
+        assert!(first_line(&mut server).starts_with("ready nbd+unix:"));
+        greeted();
+        let mut second = start();
+        let ended = wait(&mut second, DEADLINE).expect("an end");
+        assert!(!ended.success());
+        greeted();
+        server.kill().expect("the process is ours");
+        server.wait().expect("the process is ours");
+        assert!(socket.exists(), "it was killed");
+    }
 }
 
 #[tokio::test]
