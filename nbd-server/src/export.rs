@@ -123,6 +123,8 @@ pub trait Export: Send + Sync + 'static {
 pub struct Peer {
     /// Address and port, or `unix` for a client of a unix socket. For logs and policies.
     pub address: String,
+    /// The name in the certificate that it had to show, if it had to.
+    pub name: Option<String>,
 }
 
 impl Peer {

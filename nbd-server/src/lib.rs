@@ -15,6 +15,10 @@
 //! (the default) sessions on tokio and a [`Listener`] come on top. What the device behind an export
 //! is, this crate does not know: a program implements [`Export`] and [`Exports`].
 //!
+//! A [`Listener`] speaks TLS as its [`Tls`] says: not at all, with those who ask (`NBD_OPT_STARTTLS`),
+//! or with nobody else; a [`TlsServer`] is made of PEM texts, and may verify the certificates of clients.
+//! Nothing that was said before TLS counts in it.
+//!
 //! What holds whatever a client does:
 //!
 //! - an export is only called with ranges inside the device, never empty, in bounded pieces;
@@ -59,14 +63,18 @@ mod listener;
 mod session;
 #[cfg(feature = "server")]
 pub mod statistics;
+#[cfg(feature = "server")]
+mod tls;
 
 pub use proto::{ByteRange, ErrorCode, ExportInfo, ExportName, Extent, MetaContext, Zero};
 
 #[cfg(feature = "server")]
 pub use export::{Content, Export, ExportError, Exports, OpenError, Peer};
 #[cfg(feature = "server")]
-pub use listener::{ListenAddress, Listener, ServerLimits};
+pub use listener::{Endpoint, ListenAddress, Listener, ServerLimits};
 #[cfg(feature = "server")]
 pub use session::{Gate, serve_connection};
 #[cfg(feature = "server")]
 pub use statistics::Statistics;
+#[cfg(feature = "server")]
+pub use tls::{Tls, TlsError, TlsPart, TlsPem, TlsServer};

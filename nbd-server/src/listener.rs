@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::proto::limits;
-use crate::{Exports, Gate, Peer, serve_connection};
+use crate::{Exports, Gate, Peer, Tls, serve_connection};
 
 /// Where a listener is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,23 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// A path for a unix socket.
     Unix(PathBuf),
+}
+
+/// Where a listener is, and what it does about TLS.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Where.
+    pub address: ListenAddress,
+    /// Whether clients may or must speak TLS.
+    pub tls: Tls,
+}
+
+/// Without TLS.
+impl From<ListenAddress> for Endpoint {
+    fn from(address: ListenAddress) -> Self {
+        let tls = Tls::Off;
+        Self { address, tls }
+    }
 }
 
 /// The bounds of a server; the defaults and their reasons are in [`crate::proto::limits`].
@@ -96,6 +113,7 @@ pub struct Listener {
     socket: Socket,
     address: ListenAddress,
     gate: Gate,
+    tls: Tls,
 }
 
 impl Listener {
@@ -120,6 +138,7 @@ impl Listener {
             socket,
             address,
             gate: Gate::new(ServerLimits::default()),
+            tls: Tls::Off,
         })
     }
 
@@ -131,10 +150,26 @@ impl Listener {
         self
     }
 
+    /// Does this about TLS; nothing unless told.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
+        self
+    }
+
     /// The address, with the port that was given for port 0.
     #[must_use]
     pub fn local_address(&self) -> ListenAddress {
         self.address.clone()
+    }
+
+    /// The address, as [`Listener::local_address`], and what is done about TLS there.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: self.address.clone(),
+            tls: self.tls.clone(),
+        }
     }
 
     /// Accepts until `stop` is cancelled, then stops accepting, answers what is in flight, closes and
@@ -192,6 +227,7 @@ impl Listener {
                     Client::Tcp(stream),
                     Peer {
                         address: address.to_string(),
+                        name: None,
                     },
                 ))
             }
@@ -201,6 +237,7 @@ impl Listener {
                     Client::Unix(stream),
                     Peer {
                         address: "unix".to_owned(),
+                        name: None,
                     },
                 ))
             }
@@ -216,16 +253,21 @@ impl Listener {
         sessions: &mut JoinSet<()>,
     ) {
         let (exports, gate, stop) = (Arc::clone(exports), self.gate.clone(), stop.clone());
+        let tls = self.tls.clone();
         match client {
             Client::Tcp(stream) => {
                 // Replies are small and awaited; a client that is gone already is found out soon.
                 let _ = stream.set_nodelay(true);
                 let (reader, writer) = stream.into_split();
-                sessions.spawn(serve_connection(reader, writer, peer, exports, gate, stop));
+                sessions.spawn(serve_connection(
+                    reader, writer, peer, exports, gate, tls, stop,
+                ));
             }
             Client::Unix(stream) => {
                 let (reader, writer) = stream.into_split();
-                sessions.spawn(serve_connection(reader, writer, peer, exports, gate, stop));
+                sessions.spawn(serve_connection(
+                    reader, writer, peer, exports, gate, tls, stop,
+                ));
             }
         }
     }
@@ -235,6 +277,7 @@ impl Listener {
             socket,
             address,
             gate,
+            tls: _,
         } = self;
         drop(socket);
         if let ListenAddress::Unix(path) = &address {

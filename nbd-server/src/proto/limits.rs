@@ -127,6 +127,13 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// memory meanwhile.
 pub const UNREAD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
+/// Bytes that TLS holds of one connection before the socket takes them: four records. A client that
+/// never reads costs this much beside [`IN_FLIGHT_BYTES`].
+pub const TLS_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Longest name of a client's certificate that is told (RFC 5280, `ub-common-name`).
+pub const MAX_PEER_NAME_CHARS: usize = 64;
+
 /// How long a session that must end may still answer what is in flight before its socket is cut.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::answer::Context;
 use super::gate::Gate;
-use super::handshake::{Opened, negotiate};
+use super::handshake::{Opened, Stream, negotiate};
 use super::payload::Allowance;
 use super::receive::{Ended, Receiver};
 use super::room::Arrival;
@@ -19,7 +19,7 @@ use super::write_replies::write_replies;
 use crate::proto::Negotiated;
 use crate::proto::limits::{IN_FLIGHT_REQUESTS, QUEUED_REPLIES, READ_AHEAD_BYTES};
 use crate::statistics::{Counted, Gauge, HandshakeEnd};
-use crate::{Export, Exports, Peer};
+use crate::{Export, Exports, Peer, Tls};
 
 /// How a session is told to end.
 #[derive(Debug, Clone)]
@@ -64,7 +64,8 @@ impl Fate {
 ///
 /// `reader` and `writer` are the two halves of any byte stream. [`crate::Listener`] does this for
 /// every client it accepts; this function is for streams that come from elsewhere, and for tests.
-/// The connection counts from this call on, not from the first poll.
+/// The connection counts from this call on, not from the first poll. `tls` begins inside of it, when
+/// the client asks.
 ///
 /// # Cancel safety
 ///
@@ -76,6 +77,7 @@ pub fn serve_connection<R, W, X>(
     peer: Peer,
     exports: Arc<X>,
     gate: Gate,
+    tls: Tls,
     stop: CancellationToken,
 ) -> impl Future<Output = ()>
 where
@@ -83,10 +85,12 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
     X: Exports,
 {
-    let span = tracing::info_span!("nbd", peer = %peer.address);
+    let client = tracing::field::Empty;
+    let span = tracing::info_span!("nbd", peer = %peer.address, client);
     let arrival = Arrived::at(&gate, &peer);
+    let halves = (reader, writer);
     // The future is large with all its states; it lives on the heap once, not in every caller.
-    Box::pin(serve(reader, writer, peer, exports, gate, arrival, stop).instrument(span))
+    Box::pin(serve(halves, peer, exports, gate, arrival, tls, stop).instrument(span))
 }
 
 /// A connection in its handshake: its place, and that it is counted.
@@ -106,12 +110,12 @@ impl Arrived {
 }
 
 async fn serve<R, W, X>(
-    mut reader: R,
-    mut writer: W,
+    halves: (R, W),
     peer: Peer,
     exports: Arc<X>,
     gate: Gate,
     arrival: Arrived,
+    tls: Tls,
     stop: CancellationToken,
 ) where
     R: AsyncRead + Unpin + Send + 'static,
@@ -121,9 +125,9 @@ async fn serve<R, W, X>(
     let mut input = BytesMut::with_capacity(READ_AHEAD_BYTES);
     let mut opened = None;
     let handshake = negotiate(
-        (&mut reader, &mut writer),
+        halves,
         &mut input,
-        (&*exports, &peer, &gate),
+        (&*exports, peer, &gate, &tls),
         &mut opened,
     );
     let negotiated = tokio::select! {
@@ -137,7 +141,7 @@ async fn serve<R, W, X>(
             Ok(Ok(Some(negotiated))) => Ok(negotiated),
             Ok(Ok(None)) => Err(HandshakeEnd::Left),
             Ok(Err(error)) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no handshake");
+                error.log();
                 Err(error.end())
             }
             Err(_) => {
@@ -149,11 +153,18 @@ async fn serve<R, W, X>(
     // Nothing that was kept for the program's answers is needed from here on.
     drop(exports);
     match (opened, negotiated) {
-        (Some(opened), Ok(negotiated)) => {
+        (Some(opened), Ok((negotiated, stream))) => {
             gate.counters().session_begun();
             let counted = gate.counters().count(Gauge::Sessions, 1);
             drop(arrival);
-            transmit(reader, writer, input, opened, negotiated, &gate, &stop).await;
+            match stream {
+                Stream::Plain(reader, writer) => {
+                    transmit(reader, writer, input, opened, negotiated, &gate, &stop).await;
+                }
+                Stream::Tls(reader, writer) => {
+                    transmit(reader, writer, input, opened, negotiated, &gate, &stop).await;
+                }
+            }
             drop(counted);
         }
         (opened, negotiated) => {

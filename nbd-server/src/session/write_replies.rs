@@ -57,8 +57,13 @@ pub(crate) async fn write_replies<W: AsyncWrite + Unpin>(
     // Whoever still wants to reply learns at once that nobody listens.
     drop(queue);
     drop(batch);
-    // The peer may be gone already; there is nobody left to tell.
-    let _ = socket.shutdown().await;
+    // The peer may be gone already; there is nobody left to tell. In TLS the end is a message like
+    // others, and a client that never reads does not take it.
+    tokio::select! {
+        biased;
+        _ = socket.shutdown() => {}
+        () = fate.is_cut() => {}
+    }
 }
 
 async fn send_all<W: AsyncWrite + Unpin>(

@@ -49,6 +49,8 @@ kinds! {
         Broken = "broken";
         /// The client broke the protocol.
         Protocol = "protocol";
+        /// TLS did not begin: a certificate that counts for nothing, mostly.
+        Tls = "tls";
         /// It was not done in time.
         TimedOut = "timeout";
         /// It was the oldest when a newcomer needed its place.

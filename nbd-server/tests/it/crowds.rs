@@ -246,6 +246,7 @@ fn a_peer_has_an_address_if_it_came_over_tcp() {
     let check = |address: &str, ip: Option<&str>| {
         let peer = Peer {
             address: address.to_owned(),
+            name: None,
         };
         assert_eq!(peer.ip(), ip.map(|ip| ip.parse().unwrap()), "{address}");
     };

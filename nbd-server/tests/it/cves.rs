@@ -167,6 +167,7 @@ async fn cve_2013_6410_addresses_are_compared_whole() {
     let from = |address: &str| {
         server.pipe_from(Peer {
             address: address.to_owned(),
+            name: None,
         })
     };
     let _kept = [

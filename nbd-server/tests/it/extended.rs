@@ -10,7 +10,7 @@ use nbd_server::proto::client::ReplyEvent;
 use nbd_server::proto::{
     CommandCode, CommandFlags, ContextId, Cookie, ErrorCode, HeaderStyle, Request,
 };
-use nbd_server::{Gate, Peer, ServerLimits, serve_connection};
+use nbd_server::{Gate, Peer, ServerLimits, Tls, serve_connection};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
@@ -286,10 +286,12 @@ async fn a_huge_request_keeps_nobody_waiting() {
     let (reader, writer) = tokio::io::split(there);
     let peer = Peer {
         address: "a test".to_owned(),
+        name: None,
     };
     let exports = Arc::new(SingleExport::new("disk", DiscardExport::new(1 << 62)));
     let stop = CancellationToken::new();
-    let session = tokio::spawn(serve_connection(reader, writer, peer, exports, gate, stop));
+    let serve = serve_connection(reader, writer, peer, exports, gate, Tls::Off, stop);
+    let session = tokio::spawn(serve);
     let mut client = Client::over(here, session);
     client
         .handshake_with("disk", &[ALL[0]], true)

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod certificates;
 mod crowds;
 mod cves;
 mod extended;
@@ -12,5 +13,6 @@ mod replies;
 mod requests;
 mod session;
 mod starttls;
+mod tls;
 mod vectors;
 mod withdrawal;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use nbd_server::exports::MemoryExport;
 use nbd_server::proto::client::{
     ClientGoal, ClientHandshake, ClientStep, Remote, Replies, ReplyEvent,
@@ -13,9 +13,9 @@ use nbd_server::proto::client::{
 use nbd_server::proto::{BASE_ALLOCATION, CommandCode, CommandFlags, Cookie, HeaderStyle, Request};
 use nbd_server::{
     ByteRange, Content, ErrorCode, Export, ExportError, ExportInfo, ExportName, Exports, Extent,
-    Gate, MetaContext, OpenError, Peer, ServerLimits, Zero, serve_connection,
+    Gate, MetaContext, OpenError, Peer, ServerLimits, Tls, Zero, serve_connection,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const SIZE: u64 = 128 << 20;
 /// An offset where every call fails, unless it is `u64::MAX`.
 pub(crate) const NOWHERE: u64 = u64::MAX;
+
+/// What every server says first, and how long the client's flags are.
+pub(crate) const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
+const FLAGS_BYTES: usize = 4;
 
 /// A device in memory whose owner can break it, hold it and count it.
 #[derive(Debug, Clone)]
@@ -44,7 +48,11 @@ pub(crate) struct Script {
     pub(crate) closed: AtomicUsize,
     pub(crate) calls: AtomicUsize,
     pub(crate) flushes: AtomicUsize,
-    /// Bytes that reads have handed out and nobody dropped, now and at most.
+    /// The name of the last peer that opened it.
+    pub(crate) name: parking_lot::Mutex<Option<String>>,
+    /// Bytes that reads have handed out.
+    pub(crate) read: AtomicUsize,
+    /// Those that nobody dropped, now and at most.
     pub(crate) held: AtomicUsize,
     pub(crate) held_most: AtomicUsize,
     /// The same for writes.
@@ -72,6 +80,8 @@ impl Probe {
             closed: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
+            name: parking_lot::Mutex::default(),
+            read: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             held_most: AtomicUsize::new(0),
             writing: AtomicUsize::new(0),
@@ -142,6 +152,7 @@ impl Export for Probe {
             Content::Zeroes => Bytes::from(vec![0; usize::try_from(range.len_bytes).unwrap()]),
             Content::Data(data) => data,
         };
+        self.script.read.fetch_add(data.len(), SeqCst);
         let now = self.script.held.fetch_add(data.len(), SeqCst) + data.len();
         self.script.held_most.fetch_max(now, SeqCst);
         let held = Bytes::from_owner(Held(data, Arc::clone(&self.script)));
@@ -206,9 +217,10 @@ impl Export for Probe {
 impl Exports for Probe {
     type Export = Probe;
 
-    async fn open(&self, name: &ExportName, _peer: &Peer) -> Result<Probe, OpenError> {
+    async fn open(&self, name: &ExportName, peer: &Peer) -> Result<Probe, OpenError> {
         match name.as_str() {
             "disk" => {
+                *self.script.name.lock() = peer.name.clone();
                 self.script.opened.fetch_add(1, SeqCst);
                 Ok(self.clone())
             }
@@ -226,6 +238,7 @@ impl Exports for Probe {
 pub(crate) struct Server {
     pub(crate) probe: Probe,
     pub(crate) gate: Gate,
+    pub(crate) tls: Tls,
     pub(crate) stop: CancellationToken,
 }
 
@@ -238,6 +251,7 @@ impl Server {
         Self {
             probe: Probe::new(),
             gate: Gate::new(limits),
+            tls: Tls::Off,
             stop: CancellationToken::new(),
         }
     }
@@ -250,6 +264,7 @@ impl Server {
     pub(crate) fn pipe(&self) -> (DuplexStream, JoinHandle<()>) {
         self.pipe_from(Peer {
             address: "a test".to_owned(),
+            name: None,
         })
     }
 
@@ -263,6 +278,7 @@ impl Server {
             peer,
             Arc::new(self.probe.clone()),
             self.gate.clone(),
+            self.tls.clone(),
             self.stop.clone(),
         ));
         (here, session)
@@ -308,17 +324,18 @@ pub(crate) enum Answer {
     Status(Vec<(u64, u64)>),
 }
 
-pub(crate) struct Client {
-    pub(crate) socket: DuplexStream,
+pub(crate) struct Client<S = DuplexStream> {
+    pub(crate) socket: S,
     pub(crate) session: JoinHandle<()>,
     pub(crate) input: BytesMut,
     pub(crate) remote: Option<Remote>,
     pub(crate) style: HeaderStyle,
     cookie: u64,
+    in_tls: bool,
 }
 
-impl Client {
-    pub(crate) fn over(socket: DuplexStream, session: JoinHandle<()>) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub(crate) fn over(socket: S, session: JoinHandle<()>) -> Self {
         Self {
             socket,
             session,
@@ -326,7 +343,16 @@ impl Client {
             remote: None,
             style: HeaderStyle::Simple,
             cookie: 0,
+            in_tls: false,
         }
+    }
+
+    /// As [`Client::over`], in TLS that has just begun: greeting and flags were before it.
+    pub(crate) fn in_tls(socket: S, session: JoinHandle<()>) -> Self {
+        let mut client = Self::over(socket, session);
+        client.input.extend_from_slice(GREETING);
+        client.in_tls = true;
+        client
     }
 
     pub(crate) async fn handshake(&mut self, export: &str) -> Result<(), String> {
@@ -352,9 +378,14 @@ impl Client {
                 .map_err(|error| error.to_string())?
             {
                 ClientStep::NeedBytes(_) => {
-                    self.socket.write_all(handshake.output()).await.unwrap();
+                    if std::mem::take(&mut self.in_tls) {
+                        handshake.output().advance(FLAGS_BYTES);
+                    }
+                    let sent = self.socket.write_all(handshake.output()).await;
+                    sent.map_err(|error| error.to_string())?;
                     handshake.output().clear();
-                    if self.socket.read_buf(&mut self.input).await.unwrap() == 0 {
+                    let read = self.socket.read_buf(&mut self.input).await;
+                    if read.map_err(|error| error.to_string())? == 0 {
                         return Err("closed".to_owned());
                     }
                 }

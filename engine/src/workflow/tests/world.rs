@@ -227,6 +227,7 @@ pub(super) async fn try_connect(
 ) -> Result<OpenExport, nbd_server::OpenError> {
     let peer = Peer {
         address: "test".to_owned(),
+        name: None,
     };
     let name = nbd_server::ExportName::new(name).unwrap();
     engine.exports().open(&name, &peer).await
