@@ -107,6 +107,9 @@ pub(crate) fn none_if_unknown<T>(found: Result<Vec<T>, Error>) -> Result<Vec<T>,
 
 /// A group of endpoints whose refusals look alike.
 pub(crate) trait Family {
+    /// The text for every body that cannot be read.
+    const INVALID_BODY: &str = "invalid request body";
+
     fn respond(failure: Failure) -> Response;
 }
 
@@ -118,6 +121,8 @@ pub(crate) struct VmContexts;
 pub(crate) struct Repositories;
 /// Callers who are not known, wherever they ask, and `/auth`.
 pub(crate) struct Access;
+/// `/telemetry`.
+pub(crate) struct Telemetry;
 /// Endpoints without an older shape: RFC 9457.
 pub(crate) struct Problems;
 
@@ -166,6 +171,14 @@ impl Family for Access {
             response.headers_mut().insert(WWW_AUTHENTICATE, bearer);
         }
         response
+    }
+}
+
+impl Family for Telemetry {
+    const INVALID_BODY: &str = "Invalid request body";
+
+    fn respond(failure: Failure) -> Response {
+        reply::text(failure.status, &failure.error)
     }
 }
 
@@ -265,6 +278,9 @@ mod tests {
         let (_, _, body) = body_of::<Access>(failure()).await;
         let expected = r#"{"error":"VM not found","details":"vm_name=web","timestamp":"20"#;
         assert!(body.starts_with(expected), "{body}");
+        let (_, kind, body) = body_of::<Telemetry>(failure()).await;
+        assert_eq!(kind, "text/plain; charset=utf-8");
+        assert_eq!(body, "VM not found\n");
 
         let (_, kind, body) = body_of::<Problems>(failure()).await;
         assert_eq!(kind, "application/problem+json");

@@ -12,7 +12,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{Clock, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock, Tokens};
+use engine::{
+    Clock, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock, Tokens, WatchLimits,
+};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +40,8 @@ pub struct ServeConfig {
     pub credential_key: Option<Secret>,
     /// Asks callers on this machine for a token, too.
     pub require_tokens: bool,
+    /// How long a running backup may be without a sign of its client.
+    pub watch: WatchLimits,
     /// Allows listeners that other machines can reach while nothing authenticates them.
     pub insecure: bool,
 }
@@ -58,6 +62,7 @@ impl ServeConfig {
             sna_url: "http://127.0.0.1:9081".to_owned(),
             credential_key: None,
             require_tokens: false,
+            watch: WatchLimits::default(),
             insecure: false,
         }
     }
@@ -304,6 +309,7 @@ fn engine_config(config: ServeConfig, nbd: &[ListenAddress]) -> Result<EngineCon
         nbd_advertise,
         node_url: config.sna_url,
         credential_key: config.credential_key,
+        watch: config.watch,
     })
 }
 

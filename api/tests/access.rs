@@ -11,7 +11,7 @@ use axum::extract::connect_info::MockConnectInfo;
 use axum::http::{HeaderMap, Request};
 use engine::{
     Engine, EngineConfig, ManualClock, NewToken, Reach, RequestedType, Role, Secret, StartBackup,
-    Transfer, Verb, reach,
+    Transfer, Verb, WatchLimits, reach,
 };
 use serde_json::{Value, json};
 use time::macros::datetime;
@@ -57,6 +57,7 @@ impl Hub {
             nbd_advertise: "127.0.0.1:10809".to_owned(),
             node_url: "http://127.0.0.1:1".to_owned(),
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
+            watch: WatchLimits::default(),
         };
         let engine = Engine::open(config, clock.clone()).await.unwrap();
         Self {

@@ -39,6 +39,7 @@ fn the_document_has_the_calls_of_the_contract() {
     check("get", "/api/v1/backups/{backup_id}/disks");
     check("post", "/api/v1/backups/{backup_id}/complete");
     check("post", "/api/v1/backups/{backup_id}/cancel");
+    check("post", "/api/v1/telemetry/{job_type}/{job_id}");
     check("post", "/api/v1/vm-contexts");
     check("get", "/api/v1/vm-contexts");
     check("get", "/api/v1/vm-contexts/by-id/{context_id}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request};
-use engine::{Engine, EngineConfig, ManualClock, Secret};
+use engine::{Engine, EngineConfig, ManualClock, Secret, WatchLimits};
 use serde_json::{Value, json};
 use time::macros::datetime;
 use tower::ServiceExt as _;
@@ -58,6 +58,7 @@ impl Hub {
             node_url: "http://127.0.0.1:1".to_owned(),
             // 32 zero bytes.
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
+            watch: WatchLimits::default(),
         };
         let engine = Engine::open(config, clock.clone()).await.unwrap();
         Self {
@@ -731,5 +732,88 @@ async fn metrics_are_text_with_help_and_types() {
         "# EOF",
     ] {
         assert!(has(line), "{line}\n{}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn a_report_is_taken_in_and_never_ends_well() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let id = hub.start("web", "full").await.json()["backup_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let shown = async || hub.get(&format!("/api/v1/backups/{id}")).await.json();
+    assert_eq!(shown().await.get("last_telemetry_at"), None);
+    let path = format!("/api/v1/telemetry/backup/{id}");
+    let running = json!({
+        "job_id": id, "job_type": "backup", "status": "running", "current_phase": "transferring",
+        "bytes_transferred": 10, "total_bytes": 0, "transfer_speed_bps": 7, "eta_seconds": -1,
+        "progress_percent": 12.5, "disks": [], "timestamp": "2025-10-10T08:09:07Z", "Extra": {}
+    });
+    let over = json!({
+        "status": "completed", "current_phase": "completed", "bytes_transferred": 0,
+        "progress_percent": 0, "disks": null, "error": null
+    });
+    for body in [&running, &over, &json!({"PROGRESS_PERCENT": 1e9})] {
+        let answer = hub.post(&path, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let expected = json!({
+            "status": "success", "message": "Telemetry received and processed",
+            "timestamp": "2025-10-10T08:09:07Z"
+        });
+        assert_eq!(answer.json(), expected);
+        let now = shown().await;
+        assert_eq!(now["status"], "running");
+        assert_eq!(now["current_phase"], "transferring");
+        assert!(now["progress_percent"].as_f64().unwrap() >= 12.5, "{now}");
+        assert!(now["progress_percent"].as_f64().unwrap() <= 100.0, "{now}");
+        assert_eq!(now["transfer_speed_bps"], 7);
+        assert_eq!(now["eta_seconds"], 0);
+        assert_eq!(now["last_telemetry_at"], "2025-10-10T08:09:07Z");
+    }
+    let failed = json!({"status": "running", "error": {"message": "no snapshot", "timestamp": ""}});
+    for _ in 0..2 {
+        assert_eq!(hub.post(&path, &failed).await.status, 200);
+        let now = shown().await;
+        assert_eq!(now["status"], "failed");
+        assert_eq!(
+            now["error_message"],
+            "client reported an error: no snapshot"
+        );
+    }
+    assert_eq!(hub.post(&path, &running).await.status, 200);
+    assert_eq!(shown().await["status"], "failed");
+    assert_eq!(hub.start("web", "full").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_report_is_refused_in_plain_text() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let id = hub.start("web", "full").await.json()["backup_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let long = format!("{{\"status\":\"{}\"}}", "x".repeat(2 << 20));
+    for (job, body, status, text) in [
+        (id.as_str(), "{", 400, "Invalid request body\n"),
+        (&id, "[]", 400, "Invalid request body\n"),
+        (&id, r#"{"status":1}"#, 400, "Invalid request body\n"),
+        (&id, r#"{"eta_seconds":1.5}"#, 400, "Invalid request body\n"),
+        (&id, r#"{"error":"x"}"#, 400, "Invalid request body\n"),
+        (&id, &long, 413, "Invalid request body\n"),
+        ("backup-nobody-1", "{}", 404, "backup job not found\n"),
+        ("..%2Fx", "{}", 404, "backup job not found\n"),
+    ] {
+        let answer = hub
+            .post(&format!("/api/v1/telemetry/backup/{job}"), body)
+            .await;
+        assert_eq!(
+            (answer.status, answer.text.as_str()),
+            (status, text),
+            "{job}"
+        );
+        assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::model::WatchLimits;
+
 /// Where an engine keeps its state and how others reach it.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -15,6 +17,8 @@ pub struct EngineConfig {
     pub node_url: String,
     /// The key that stored passwords are encrypted with: base64 of 32 bytes. Without it no password can be stored or used.
     pub credential_key: Option<Secret>,
+    /// How long a running backup may be without a sign of its client.
+    pub watch: WatchLimits,
 }
 
 /// A text that no log may show.

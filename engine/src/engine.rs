@@ -14,7 +14,7 @@ use crate::id::{BackupId, DiskIndex, VmContextId};
 use crate::model::{
     Backup, BackupDisk, BackupFilter, Caller, ChainLayer, ChainView, ChangeIdAnswer, Comparison,
     CompleteDisk, Credential, NewCredential, NewToken, NewVm, RepositorySummary, StartBackup,
-    StartedBackup, Token, Vm, VmDisk,
+    StartedBackup, Telemetry, Token, Vm, VmDisk,
 };
 use crate::workflow::{self, Hooks, Hub};
 
@@ -160,6 +160,21 @@ impl Engine {
     /// The completion goes on; only the answer is lost.
     pub async fn complete_disk(&self, request: CompleteDisk) -> Result<(), Error> {
         let work = workflow::complete_disk(Arc::clone(&self.hub), request);
+        self.hub.finish(work).await
+    }
+
+    /// Takes in what a client reports of its backup. A report never completes a disk, and one that comes late changes
+    /// nothing; one of a failure ends the backup, and its files are gone when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`backup job not found`).
+    ///
+    /// # Cancel safety
+    ///
+    /// The report is taken in; only the answer is lost.
+    pub async fn telemetry(&self, id: &BackupId, report: Telemetry) -> Result<(), Error> {
+        let work = workflow::telemetry(Arc::clone(&self.hub), id.clone(), report);
         self.hub.finish(work).await
     }
 

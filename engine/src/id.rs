@@ -224,7 +224,7 @@ impl ExportName {
 }
 
 /// Position of a disk among the disks of its VM, ordered by device key; counted from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DiskIndex(u32);
 
 impl DiskIndex {

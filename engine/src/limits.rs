@@ -128,3 +128,26 @@ pub const TOKEN_NAME_CHARS_MAX: usize = 100;
 /// Most tokens: one for each of the VMs that are backed up at a time and for everybody who works here. When they are used
 /// up, those of ended jobs go.
 pub const TOKENS_MAX: u32 = 10_000;
+
+/// How long a client may take from the start of a backup to its first sign: switching on change tracking and a quiesced
+/// snapshot of a busy VM were seen to take minutes, and neither is reported. Configurable.
+pub const START_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// How long a client may neither send nor say anything. The legacy hub gave up 300 s after the last report; three times
+/// that, because a hypervisor may compute the changes of a large disk for minutes without a word. Configurable.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// How long a client that had connections may have none. Between two disks there is none for as long as it takes to open
+/// the next; the figure is the legacy hub's for a client without reports. Configurable.
+pub const GONE_GRACE: Duration = Duration::from_secs(5 * 60);
+
+/// Longest time that one look at a running backup counts, however long ago the last one was: it is far above the interval
+/// and below every limit, so that a clock that is set, or a machine that slept, does not end all backups at once.
+pub const WATCH_STEP_MAX: Duration = Duration::from_secs(60);
+
+/// Pause between two looks at the running backups: what live views show is at most this old.
+pub const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Shortest time between two records of a running backup's progress, in seconds: a crash loses at most so much of its
+/// accounting, and hundreds of running backups do not keep the database busy.
+pub const RECORD_INTERVAL_S: i64 = 10;

@@ -273,6 +273,12 @@ impl CompleteDiskInput {
     }
 }
 
+/// The job that a path names, in the words of `/telemetry`.
+pub(crate) fn job_id(text: &str) -> Result<BackupId, Failure> {
+    BackupId::parse_stored(text)
+        .map_err(|error| Failure::not_found("backup job not found", error.details))
+}
+
 /// The backup that a path names; a text that can be no id names none.
 pub(crate) fn stored_backup_id(text: &str) -> Result<BackupId, Failure> {
     BackupId::parse_stored(text)

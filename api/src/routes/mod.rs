@@ -9,6 +9,7 @@ mod metrics;
 mod openapi;
 pub(crate) mod reply;
 mod repositories;
+mod telemetry;
 mod tokens;
 mod vms;
 
@@ -16,9 +17,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::from_fn;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use engine::{Clock, Engine, Verb};
 use tower_http::cors::{Any, CorsLayer};
 use tower_http::trace::TraceLayer;
@@ -26,7 +27,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::routes;
 
 use crate::access::{Door, Guarded, Trust};
-use crate::error::{Access, Repositories};
+use crate::error::{Access, Repositories, Telemetry};
 use crate::{limits, openapi as document, request_id};
 
 /// What every route is given.
@@ -62,8 +63,11 @@ pub fn router(engine: Engine, clock: Arc<dyn Clock>, trust: Trust) -> Router {
 pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
     let repositories =
         Guarded::<Repositories>::new().allow(Verb::ReadRepositories, routes!(repositories::list));
+    let telemetry =
+        Guarded::<Telemetry>::new().allow(Verb::ReportTelemetry, routes!(telemetry::telemetry));
     let v1 = Guarded::<Access>::new()
         .merge(backups::routes())
+        .merge(telemetry)
         .merge(vms::routes())
         .merge(repositories)
         .merge(auth::routes())
@@ -101,7 +105,5 @@ fn cors() -> CorsLayer {
 }
 
 async fn not_found() -> Response {
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    let body = "404 page not found\n";
-    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, text)], body).into_response()
+    reply::text(StatusCode::NOT_FOUND, "404 page not found")
 }

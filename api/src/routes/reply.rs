@@ -46,6 +46,12 @@ impl<T: Serialize> IntoResponse for Reply<T> {
     }
 }
 
+/// A response of one line of plain text.
+pub(crate) fn text(status: StatusCode, line: &str) -> Response {
+    let kind = "text/plain; charset=utf-8";
+    (status, [(header::CONTENT_TYPE, kind)], format!("{line}\n")).into_response()
+}
+
 /// A response with this body in JSON and a newline.
 pub(crate) fn json(
     status: StatusCode,

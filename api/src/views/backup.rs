@@ -75,6 +75,9 @@ pub struct BackupView {
     /// Why the type is not the one that was asked for, or what `auto` became and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub type_reason: Option<String>,
+    /// Seconds until the end; 0 when nobody can tell.
+    #[serde(default)]
+    pub eta_seconds: u64,
 }
 
 impl BackupView {
@@ -120,6 +123,7 @@ impl From<Backup> for BackupView {
             completed_at: backup.completed_at.map(utc),
             tags: BTreeMap::new(),
             type_reason: backup.type_reason,
+            eta_seconds: backup.eta_seconds,
         }
     }
 }

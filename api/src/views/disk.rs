@@ -52,8 +52,11 @@ pub struct BackupDiskView {
     pub zero_bytes: u64,
     /// Of these, bytes that the parent had already.
     pub equal_bytes: u64,
-    /// Of these, bytes that were stored.
+    /// Of these, bytes that were stored: every byte is zero, equal or stored.
     pub stored_bytes: u64,
+    /// Size of the image file.
+    #[serde(default)]
+    pub written_bytes: u64,
     /// Why it failed.
     pub error_message: Option<String>,
     /// UTC.
@@ -75,6 +78,7 @@ impl From<BackupDisk> for BackupDiskView {
             zero_bytes: disk.zero_bytes,
             equal_bytes: disk.equal_bytes,
             stored_bytes: disk.stored_bytes,
+            written_bytes: disk.written_bytes,
             error_message: disk.error_message,
             completed_at: disk.completed_at.map(utc),
         }

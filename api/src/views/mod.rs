@@ -10,6 +10,7 @@ mod disk;
 mod failure;
 mod health;
 mod repository;
+mod telemetry;
 mod vm;
 
 pub use access::{
@@ -26,6 +27,7 @@ pub use failure::{
 };
 pub use health::HealthView;
 pub use repository::{RepositoryConfigView, RepositoryListView, RepositoryView};
+pub use telemetry::TelemetryView;
 pub use vm::{
     CredentialView, VmContextDetailView, VmContextListView, VmContextView, VmDiskListView,
     VmDiskView, VmRegisteredView,

@@ -140,7 +140,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) for an unknown backup, [`Conflict`](crate::ErrorKind::Conflict) if it does not run.
-    pub async fn backup_ready(&self, id: &BackupId, now: Timestamp) -> Result<(), Error> {
+    pub async fn backup_ready(&self, id: &BackupId) -> Result<(), Error> {
         let mut tx = self.write().await?;
         let job = load_job(&mut tx, id).await?;
         let status = job.state()?.status();
@@ -158,9 +158,8 @@ impl Catalog {
             .execute(&mut *tx)
             .await?;
         sqlx::query(
-            "UPDATE backup_jobs SET intent = NULL, current_phase = 'ready', last_telemetry_at = ?, version = version + 1 WHERE id = ?",
+            "UPDATE backup_jobs SET intent = NULL, current_phase = 'ready', version = version + 1 WHERE id = ?",
         )
-        .bind(to_text(now))
         .bind(id.as_str())
         .execute(&mut *tx)
         .await?;

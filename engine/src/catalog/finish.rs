@@ -4,14 +4,14 @@ use sqlx::{FromRow, SqliteConnection};
 
 use super::rows::{DiskRow, JobRow, disk_state, select_disks, select_jobs, signed};
 use super::timestamp::to_text;
-use super::{Catalog, DiskCompletion, DiskProgress, Ending, Progress};
+use super::{Catalog, DiskCompletion, DiskProgress, Ending};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::id::{BackupId, ContextId, DiskIndex, chain_row_id};
 use crate::limits::{CHAIN_VIEW_ROWS_MAX, ERROR_TEXT_BYTES_MAX, PHASE_CHARS_MAX};
 use crate::model::{
     Backup, BackupDisk, CompleteDisk, DiskCounters, DiskEvent, DiskState, DiskStatus, JobEvent,
-    JobState, JobStatus,
+    JobState, JobStatus, Progress,
 };
 
 impl Catalog {
@@ -87,7 +87,7 @@ impl Catalog {
                 100.0,
             )
             .await?;
-            sum_up(&mut tx, id, now).await?;
+            sum_up(&mut tx, id).await?;
             tx.commit().await?;
         }
         Ok(completion)
@@ -120,11 +120,11 @@ impl Catalog {
             ));
         }
         store_job(&mut tx, &job, state.apply(JobEvent::Complete { at: now })?).await?;
-        sqlx::query("UPDATE backup_jobs SET intent = NULL, progress_percent = 100 WHERE id = ?")
+        sqlx::query("UPDATE backup_jobs SET intent = NULL, progress_percent = 100, eta_seconds = 0 WHERE id = ?")
             .bind(id.as_str())
             .execute(&mut *tx)
             .await?;
-        sum_up(&mut tx, id, now).await?;
+        sum_up(&mut tx, id).await?;
         let backup = Backup::try_from(job)?;
         if let Some(context) = &backup.context_id {
             record_success(&mut tx, context, &backup, now).await?;
@@ -186,7 +186,8 @@ impl Catalog {
         Ok(true)
     }
 
-    /// Records the progress of a running backup; without effect on one that does not run. Nothing goes backwards.
+    /// Records the progress of a running backup and of as many of its disks as have something to say; without effect on a
+    /// backup that does not run. Nothing goes backwards.
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) for an unknown backup.
@@ -194,7 +195,7 @@ impl Catalog {
         &self,
         id: &BackupId,
         progress: &Progress,
-        now: Timestamp,
+        updates: &[DiskProgress],
     ) -> Result<(), Error> {
         let mut tx = self.write().await?;
         let job = load_job(&mut tx, id).await?;
@@ -202,7 +203,7 @@ impl Catalog {
             return Ok(());
         }
         let disks = load_disks(&mut tx, id).await?;
-        for update in &progress.disks {
+        for update in updates {
             let disk = disks
                 .iter()
                 .find(|disk| disk.disk_index == update.disk_index);
@@ -219,17 +220,20 @@ impl Catalog {
         };
         let phase: String = progress.phase.chars().take(PHASE_CHARS_MAX).collect();
         sqlx::query(
-            "UPDATE backup_jobs SET current_phase = COALESCE(NULLIF(?, ''), current_phase), transfer_speed_bps = ?, \
-             progress_percent = CASE WHEN progress_percent > ? THEN progress_percent ELSE ? END WHERE id = ?",
+            "UPDATE backup_jobs SET current_phase = COALESCE(NULLIF(?, ''), current_phase), transfer_speed_bps = ?, eta_seconds = ?, \
+             progress_percent = CASE WHEN progress_percent > ? THEN progress_percent ELSE ? END, \
+             last_telemetry_at = COALESCE(?, last_telemetry_at) WHERE id = ?",
         )
         .bind(phase)
         .bind(signed("transfer_speed_bps", progress.transfer_speed_bps)?)
+        .bind(signed("eta_seconds", progress.eta_seconds)?)
         .bind(percent)
         .bind(percent)
+        .bind(progress.last_telemetry_at.map(to_text))
         .bind(id.as_str())
         .execute(&mut *tx)
         .await?;
-        sum_up(&mut tx, id, now).await?;
+        sum_up(&mut tx, id).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -272,7 +276,7 @@ async fn store_job(tx: &mut SqliteConnection, row: &JobRow, state: JobState) -> 
         }
     };
     let stored = sqlx::query(
-        "UPDATE backup_jobs SET status = ?, current_phase = ?, completed_at = ?, error_message = ?, transfer_speed_bps = 0, \
+        "UPDATE backup_jobs SET status = ?, current_phase = ?, completed_at = ?, error_message = ?, transfer_speed_bps = 0, eta_seconds = 0, \
          version = version + 1 WHERE id = ? AND version = ?",
     )
     .bind(status.as_str())
@@ -323,13 +327,14 @@ async fn store_counters(
     let received = signed("received_bytes", progress.counters.received_bytes)?;
     sqlx::query(
         "UPDATE backup_disks SET bytes_transferred = ?, received_bytes = ?, zero_bytes = ?, equal_bytes = ?, stored_bytes = ?, \
-         progress_percent = ? WHERE backup_job_id = ? AND disk_index = ?",
+         written_bytes = ?, progress_percent = ? WHERE backup_job_id = ? AND disk_index = ?",
     )
     .bind(received)
     .bind(received)
     .bind(signed("zero_bytes", progress.counters.zero_bytes)?)
     .bind(signed("equal_bytes", progress.counters.equal_bytes)?)
     .bind(signed("stored_bytes", progress.counters.stored_bytes)?)
+    .bind(signed("written_bytes", progress.counters.written_bytes)?)
     .bind(percent)
     .bind(id.as_str())
     .bind(progress.disk_index.get())
@@ -339,7 +344,7 @@ async fn store_counters(
 }
 
 /// A job's bytes are those of its disks, never less than before.
-async fn sum_up(tx: &mut SqliteConnection, id: &BackupId, now: Timestamp) -> Result<(), Error> {
+async fn sum_up(tx: &mut SqliteConnection, id: &BackupId) -> Result<(), Error> {
     let sums: Vec<i64> =
         sqlx::query_scalar("SELECT bytes_transferred FROM backup_disks WHERE backup_job_id = ?")
             .bind(id.as_str())
@@ -347,12 +352,10 @@ async fn sum_up(tx: &mut SqliteConnection, id: &BackupId, now: Timestamp) -> Res
             .await?;
     let total = sums.into_iter().fold(0i64, i64::saturating_add);
     sqlx::query(
-        "UPDATE backup_jobs SET bytes_transferred = CASE WHEN bytes_transferred > ? THEN bytes_transferred ELSE ? END, \
-         last_telemetry_at = ? WHERE id = ?",
+        "UPDATE backup_jobs SET bytes_transferred = CASE WHEN bytes_transferred > ? THEN bytes_transferred ELSE ? END WHERE id = ?",
     )
     .bind(total)
     .bind(total)
-    .bind(to_text(now))
     .bind(id.as_str())
     .execute(tx)
     .await?;
@@ -386,7 +389,7 @@ struct Extent {
 }
 
 /// Sets the chain row of a disk to the chain that ends in `disk`, counted from its images, so that a repeat is harmless.
-async fn advance_chain(
+pub(super) async fn advance_chain(
     tx: &mut SqliteConnection,
     context: &ContextId,
     disk: &BackupDisk,

@@ -23,7 +23,7 @@ macro_rules! select_jobs {
             $with,
             " SELECT j.id, j.vm_backup_context_id, j.vm_context_id, j.vm_name, j.repository_id, j.policy_id, j.backup_type, ",
             "j.status, j.repository_path, j.change_id, j.bytes_transferred, j.total_bytes, j.error_message, j.current_phase, ",
-            "j.transfer_speed_bps, j.progress_percent, j.last_telemetry_at, j.created_at, j.started_at, j.completed_at, ",
+            "j.transfer_speed_bps, j.eta_seconds, j.progress_percent, j.last_telemetry_at, j.created_at, j.started_at, j.completed_at, ",
             "j.transfer, j.type_reason, j.intent, j.version, ",
             "(SELECT COUNT(*) FROM backup_disks n WHERE n.backup_job_id = j.id) AS disks_count ",
             $rest
@@ -42,6 +42,7 @@ macro_rules! select_disks {
             " SELECT d.id, d.backup_job_id, d.disk_index, d.vmware_disk_key, d.size_gb, d.disk_change_id, d.qcow2_path, ",
             "d.status, d.error_message, d.completed_at, d.capacity_bytes, d.parent_disk_id, d.base_change_id, d.parent_reason, ",
             "d.chain_depth, d.export_name, d.bytes_transferred, d.received_bytes, d.zero_bytes, d.equal_bytes, d.stored_bytes, ",
+            "d.written_bytes, ",
             "p.backup_job_id AS parent_backup_id ",
             $rest
         )
@@ -67,6 +68,7 @@ pub(super) struct JobRow {
     error_message: Option<String>,
     current_phase: String,
     transfer_speed_bps: i64,
+    eta_seconds: i64,
     progress_percent: f64,
     last_telemetry_at: Option<String>,
     created_at: String,
@@ -134,6 +136,8 @@ impl TryFrom<JobRow> for Backup {
             change_id: row.change_id.filter(|text| !text.is_empty()),
             error_message: row.error_message,
             transfer_speed_bps: unsigned("transfer_speed_bps", row.transfer_speed_bps)?,
+            // A legacy hub stored what a client said, which may be negative.
+            eta_seconds: u64::try_from(row.eta_seconds).unwrap_or(0),
             progress_percent: row.progress_percent,
             created_at: from_text("created_at", &row.created_at)?,
             started_at: from_optional_text("started_at", row.started_at.as_deref())?,
@@ -170,6 +174,7 @@ pub(super) struct DiskRow {
     zero_bytes: Option<i64>,
     equal_bytes: Option<i64>,
     stored_bytes: Option<i64>,
+    written_bytes: Option<i64>,
     parent_backup_id: Option<String>,
 }
 
@@ -221,6 +226,7 @@ impl TryFrom<DiskRow> for BackupDisk {
             zero_bytes: unsigned("zero_bytes", row.zero_bytes.unwrap_or(0))?,
             equal_bytes: unsigned("equal_bytes", row.equal_bytes.unwrap_or(0))?,
             stored_bytes: unsigned("stored_bytes", row.stored_bytes.unwrap_or(0))?,
+            written_bytes: unsigned("written_bytes", row.written_bytes.unwrap_or(0))?,
             error_message: row.error_message,
             completed_at: from_optional_text("completed_at", row.completed_at.as_deref())?,
         })

@@ -125,19 +125,6 @@ pub struct DiskProgress {
     pub counters: DiskCounters,
 }
 
-/// Progress of a running backup.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Progress {
-    /// What the job is doing, in a word.
-    pub phase: String,
-    /// Bytes per second over the last interval.
-    pub transfer_speed_bps: u64,
-    /// 0 to 100; what is outside is clamped, and it never goes back.
-    pub percent: f64,
-    /// Its disks, as many as have something to say.
-    pub disks: Vec<DiskProgress>,
-}
-
 /// A job that recovery has to look at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnfinishedJob {

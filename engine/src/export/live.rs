@@ -1,5 +1,6 @@
 //! One device that is being served, whatever it stands for.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::mpsc;
@@ -8,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::device::{Device, DeviceError};
 use super::gate::Gate;
 use crate::id::DiskIndex;
+use crate::model::Signs;
 
 /// The first error after which a disk of a running backup cannot become a good image.
 #[derive(Debug, Clone)]
@@ -41,6 +43,16 @@ pub(crate) struct LiveExport {
     failure: OnceLock<DeviceError>,
     report: Option<FailureReport>,
     withdrawn: CancellationToken,
+    traffic: Traffic,
+}
+
+/// What clients did with an export, counted for ever. A count is only compared with an earlier one, so that no order
+/// between them matters.
+#[derive(Debug, Default)]
+struct Traffic {
+    opened: AtomicU64,
+    closed: AtomicU64,
+    requests: AtomicU64,
 }
 
 impl LiveExport {
@@ -57,6 +69,35 @@ impl LiveExport {
             failure: OnceLock::new(),
             report,
             withdrawn: CancellationToken::new(),
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// A session has opened this export.
+    pub(crate) fn count_opened(&self) {
+        self.traffic.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session has let go of this export.
+    pub(crate) fn count_closed(&self) {
+        self.traffic.closed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session asks for something.
+    pub(crate) fn count_request(&self) {
+        self.traffic.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What clients did so far; calls over HTTP are not among it.
+    pub(crate) fn signs(&self) -> Signs {
+        // In this order, so that a session that ends meanwhile is not counted as open for ever less one.
+        let closed = self.traffic.closed.load(Ordering::Relaxed);
+        let opened = self.traffic.opened.load(Ordering::Relaxed);
+        Signs {
+            opened,
+            open: opened.saturating_sub(closed),
+            requests: self.traffic.requests.load(Ordering::Relaxed),
+            calls: 0,
         }
     }
 

@@ -27,6 +27,7 @@ impl std::fmt::Debug for OpenExport {
 impl OpenExport {
     pub(crate) fn new(live: Arc<LiveExport>) -> Self {
         let gate = live.current_generation();
+        live.count_opened();
         Self { live, gate }
     }
 
@@ -37,6 +38,7 @@ impl OpenExport {
         T: Send + 'static,
         F: FnOnce(&dyn Device) -> Result<T, DeviceError> + Send + 'static,
     {
+        self.live.count_request();
         let Some(pass) = self.gate.enter() else {
             return Err(shut_down());
         };
@@ -68,6 +70,12 @@ impl OpenExport {
             guarded()
         };
         outcome.map_err(ExportError::from)
+    }
+}
+
+impl Drop for OpenExport {
+    fn drop(&mut self) {
+        self.live.count_closed();
     }
 }
 

@@ -177,6 +177,8 @@ pub struct Backup {
     pub error_message: Option<String>,
     /// Bytes per second over the last interval.
     pub transfer_speed_bps: u64,
+    /// Seconds until the end, as far as anybody can tell; 0 is unknown.
+    pub eta_seconds: u64,
     /// 0 to 100.
     pub progress_percent: f64,
     /// When it was made.
@@ -185,7 +187,7 @@ pub struct Backup {
     pub started_at: Option<Timestamp>,
     /// When it ended, in whatever way.
     pub completed_at: Option<Timestamp>,
-    /// When progress was last recorded.
+    /// When its client last reported.
     pub last_telemetry_at: Option<Timestamp>,
 }
 
@@ -238,8 +240,10 @@ pub struct BackupDisk {
     pub zero_bytes: u64,
     /// Of those, bytes that the parent had already.
     pub equal_bytes: u64,
-    /// Bytes that the image file takes on disk.
+    /// Of those, bytes that were stored. Each byte received was zero, equal or stored.
     pub stored_bytes: u64,
+    /// Size of the image file in bytes: what was stored, less what was stored twice, and the tables.
+    pub written_bytes: u64,
     /// Why it failed.
     pub error_message: Option<String>,
     /// When it was completed.
@@ -285,8 +289,10 @@ pub struct DiskCounters {
     pub zero_bytes: u64,
     /// Of those, bytes that the parent had already.
     pub equal_bytes: u64,
-    /// Bytes that the image file takes on disk.
+    /// Of those, bytes that were stored. Each byte received was zero, equal or stored.
     pub stored_bytes: u64,
+    /// Size of the image file in bytes.
+    pub written_bytes: u64,
 }
 
 /// The points of one disk that hang together, oldest first.

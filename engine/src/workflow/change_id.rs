@@ -11,6 +11,10 @@ pub(crate) async fn change_id(
     vm_name: &str,
     disk: DiskIndex,
 ) -> Result<ChangeIdAnswer, Error> {
+    // A question about its disks is a sign of a running backup's client.
+    for job in hub.jobs().values().filter(|job| job.vm.answers_to(vm_name)) {
+        job.count_call();
+    }
     let facts = hub.catalog.change_id_facts(vm_name, disk).await?;
     Ok(answer_change_id(&facts, disk))
 }

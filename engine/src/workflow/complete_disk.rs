@@ -6,6 +6,7 @@
 //! Clients repeat the call, race it, and keep their connections open while they make it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::cancel::not_running;
 use super::end_backup::{end_backup, storage_failed};
@@ -27,6 +28,7 @@ pub(crate) async fn complete_disk(hub: Arc<Hub>, request: CompleteDisk) -> Resul
     let Some(job) = hub.job(&request.backup_id) else {
         return repeated(&hub, &request).await;
     };
+    job.count_call();
     let mut turn = job.turn.lock().await;
     if turn.has_ended {
         return repeated(&hub, &request).await;
@@ -99,6 +101,9 @@ async fn seal(
     match outcome {
         Ok(()) => {
             turn.sealed.insert(disk.index, change_id.clone());
+            disk.is_sealed.store(true, Ordering::Relaxed);
+            // The client waited for this; its time begins anew.
+            job.count_call();
             Ok(())
         }
         Err(error) => {
@@ -163,8 +168,8 @@ fn manifest(
     Ok(Manifest {
         manifest_version: MANIFEST_VERSION,
         backup_id: job.id.to_string(),
-        vm_context_id: job.vm_context_id.to_string(),
-        vm_name: job.vm_name.clone(),
+        vm_context_id: job.vm.context_id.to_string(),
+        vm_name: job.vm.vm_name.clone(),
         disk_id: disk.index.get(),
         disks_count,
         device_key: disk.device_key.get(),

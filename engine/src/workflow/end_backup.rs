@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, Turn};
+use super::watch::record_progress;
 use crate::blocking::blocking;
 use crate::catalog::{Catalog, Ending};
 use crate::clock::Timestamp;
@@ -30,6 +31,7 @@ pub(crate) async fn end_backup(
     turn.has_ended = true;
     job.fence(&hub.exports).await;
     job.withdraw();
+    record_progress(hub, job, hub.clock.now()).await;
     let recorded = record_end(hub, &job.id, ending, reason).await;
     if let Err(error) = &recorded {
         tracing::error!(backup_id = %job.id, %error, "the end of a backup was not recorded yet");

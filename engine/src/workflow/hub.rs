@@ -14,11 +14,11 @@ use super::job::Job;
 use super::targets::Advertised;
 use crate::blocking::blocking;
 use crate::catalog::Catalog;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
 use crate::export::ExportRegistry;
 use crate::id::{BackupId, RepositoryId};
-use crate::model::RepositorySummary;
+use crate::model::{RepositorySummary, WatchLimits};
 use crate::node::{CredentialKey, NodeClient};
 use crate::repository::{DataLock, Repository};
 
@@ -39,6 +39,9 @@ pub(crate) struct Hub {
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the hub takes no new work.
     pub(crate) stopping: CancellationToken,
+    /// When the running backups were looked at last; held while they are looked at.
+    pub(crate) looked_at: tokio::sync::Mutex<Timestamp>,
+    pub(crate) limits: WatchLimits,
     /// Held as long as the hub lives.
     pub(crate) _lock: DataLock,
 }

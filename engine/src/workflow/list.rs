@@ -19,7 +19,7 @@ pub(crate) async fn backups(hub: &Hub, filter: &BackupFilter) -> Result<Vec<Back
         }
     }
     for backup in &mut found {
-        add_live_bytes(hub, backup);
+        add_progress(hub, backup);
     }
     Ok(found)
 }
@@ -27,7 +27,7 @@ pub(crate) async fn backups(hub: &Hub, filter: &BackupFilter) -> Result<Vec<Back
 /// One backup.
 pub(crate) async fn backup(hub: &Hub, id: &BackupId) -> Result<Backup, Error> {
     let mut found = hub.catalog.backup(id).await?;
-    add_live_bytes(hub, &mut found);
+    add_progress(hub, &mut found);
     Ok(found)
 }
 
@@ -58,16 +58,23 @@ fn add_live_counters(job: Option<&Arc<Job>>, disk: &mut BackupDisk) {
         disk.zero_bytes = counters.zero_bytes;
         disk.equal_bytes = counters.equal_bytes;
         disk.stored_bytes = counters.stored_bytes;
+        disk.written_bytes = counters.written_bytes;
     }
 }
 
-fn add_live_bytes(hub: &Hub, backup: &mut Backup) {
-    if let Some(job) = hub.job(&backup.id) {
-        let received = job
-            .disks
-            .iter()
-            .map(|disk| disk.counters().received_bytes)
-            .sum();
-        backup.bytes_transferred = backup.bytes_transferred.max(received);
-    }
+/// What the row of a running backup will say when its progress is recorded next.
+fn add_progress(hub: &Hub, backup: &mut Backup) {
+    let Some(job) = hub.job(&backup.id).filter(|_| !backup.status.has_ended()) else {
+        return;
+    };
+    let progress = job.measure(hub.clock.now());
+    backup.current_phase = match backup.intent {
+        Some(intent) => intent.to_string(),
+        None => progress.phase,
+    };
+    backup.bytes_transferred = backup.bytes_transferred.max(progress.bytes_transferred);
+    backup.transfer_speed_bps = progress.transfer_speed_bps;
+    backup.eta_seconds = progress.eta_seconds;
+    backup.progress_percent = backup.progress_percent.max(progress.percent);
+    backup.last_telemetry_at = progress.last_telemetry_at.or(backup.last_telemetry_at);
 }

@@ -19,7 +19,9 @@ mod recover;
 mod restore_disk;
 mod shutdown;
 mod start_backup;
+mod telemetry;
 mod tokens;
+mod watch;
 
 pub(crate) use cancel::cancel;
 pub(crate) use chain::{chain, chain_layers};
@@ -33,6 +35,7 @@ pub(crate) use open::open;
 pub(crate) use restore_disk::{compare_disk, restore_disk};
 pub(crate) use shutdown::shutdown;
 pub(crate) use start_backup::start_backup;
+pub(crate) use telemetry::telemetry;
 pub(crate) use tokens::{authenticate, create_token};
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::hooks::Hooks;
 use super::hub::Hub;
 use super::recover::recover;
 use super::targets::Advertised;
+use super::watch::watch;
 use crate::blocking::blocking;
 use crate::catalog::{Catalog, NewLocalRepository};
 use crate::clock::Clock;
@@ -53,6 +54,7 @@ pub(crate) async fn open(
     };
     catalog.ensure_repository(&row, clock.now()).await?;
     let limits = ServerLimits::default().within_descriptors(descriptors::current());
+    let looked_at = tokio::sync::Mutex::new(clock.now());
     let hub = Arc::new(Hub {
         catalog,
         clock,
@@ -66,8 +68,11 @@ pub(crate) async fn open(
         jobs: Mutex::default(),
         tasks: TaskTracker::new(),
         stopping: CancellationToken::new(),
+        looked_at,
+        limits: config.watch,
         _lock: lock,
     });
     recover(&hub).await?;
+    watch(&hub);
     Ok(hub)
 }

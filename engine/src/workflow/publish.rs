@@ -6,6 +6,7 @@ use super::end_backup::end_backup;
 use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, Turn};
+use super::watch::record_progress;
 use crate::blocking::blocking;
 use crate::catalog::Ending;
 use crate::error::Error;
@@ -14,6 +15,7 @@ use crate::repository::{ImagePath, Repository};
 
 /// Publishes the backup and ends its job. May be repeated if a store failed in the middle.
 pub(crate) async fn publish(hub: &Hub, job: &Job, turn: &mut Turn) -> Result<(), Error> {
+    record_progress(hub, job, hub.clock.now()).await;
     hub.catalog
         .set_intent(&job.id, Some(Intent::Publishing))
         .await?;

@@ -6,7 +6,8 @@
 //! ```
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::end_backup::end_on_storage_failure;
 use super::hooks::Step;
 use super::hub::Hub;
-use super::job::{Job, JobDisk, Turn};
+use super::job::{Job, JobDisk, Turn, Watched};
 use crate::blocking::blocking;
 use crate::catalog::{BeginBackup, BeginDisk};
 use crate::config::Secret;
@@ -23,8 +24,8 @@ use crate::export::{Device, FailureReport, LiveExport, RegisterError, StorageFai
 use crate::id::ExportName;
 use crate::limits::REPOSITORY_RESERVE_BYTES;
 use crate::model::{
-    Backup, BackupPlan, DeclaredParent, Intent, JobStatus, PlannedDisk, PreparedDisk, StartBackup,
-    StartedBackup, Transfer, Vm, WantedDisk, plan_backup,
+    Backup, BackupPlan, DeclaredParent, Intent, JobStatus, Meter, PlannedDisk, PreparedDisk,
+    StartBackup, StartedBackup, Transfer, Vm, WantedDisk, Watch, plan_backup,
 };
 use crate::node::{NodeStart, VcenterLogin, no_key};
 use crate::repository::{Discard, ImagePath, Repository};
@@ -213,7 +214,7 @@ async fn set_up(
     }
     watch_storage(hub, &job, failures);
     hub.reached(Step::FilesMade).await;
-    hub.catalog.backup_ready(&begin.id, hub.clock.now()).await?;
+    hub.catalog.backup_ready(&begin.id).await?;
     hub.reached(Step::Ready).await;
     if let Some(login) = &decided.login {
         let start = NodeStart {
@@ -273,17 +274,24 @@ async fn make_job(
             parent: disk.parent.clone(),
             image,
             live: Arc::new(LiveExport::new(device, capacity_bytes, Some(report))),
+            is_sealed: AtomicBool::new(false),
         });
     }
     Ok(Job {
         id: begin.id.clone(),
-        vm_context_id: decided.vm.context_id.clone(),
-        vm_name: decided.vm.vm_name.clone(),
+        vm: decided.vm.clone(),
         backup_type: begin.backup_type,
         created_at: backup.created_at,
         repository: Arc::clone(&decided.repository),
         disks,
         turn: tokio::sync::Mutex::new(Turn::default()),
+        meter: Mutex::new(Meter::new(begin.backup_type, backup.created_at)),
+        watched: Mutex::new(Watched {
+            watch: Watch::default(),
+            recorded_at: backup.created_at,
+            recorded: None,
+        }),
+        calls: AtomicU64::new(0),
         ended: CancellationToken::new(),
     })
 }

@@ -1,11 +1,13 @@
 //! What `serve` can be told, and by whom: flag, then environment, then file, then default.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use engine::{ListenAddress, Secret};
+use engine::{ListenAddress, Secret, WatchLimits};
 use serde::{Deserialize, Deserializer};
 
 use crate::hub::ServeConfig;
@@ -62,6 +64,21 @@ pub(crate) struct Settings {
     #[serde(alias = "require_tokens")]
     require_tokens: Option<bool>,
 
+    /// Seconds that a client may take from the start of a backup to its first sign [default: 900].
+    #[arg(long, env = "SENDENSE_START_TIMEOUT", value_name = "SECONDS")]
+    #[serde(alias = "start_timeout")]
+    start_timeout: Option<NonZeroU32>,
+
+    /// Seconds that a running backup's client may neither send nor say anything [default: 900].
+    #[arg(long, env = "SENDENSE_STALL_TIMEOUT", value_name = "SECONDS")]
+    #[serde(alias = "stall_timeout")]
+    stall_timeout: Option<NonZeroU32>,
+
+    /// Seconds that a running backup's client may have no connection after it had one [default: 300].
+    #[arg(long, env = "SENDENSE_GONE_GRACE", value_name = "SECONDS")]
+    #[serde(alias = "gone_grace")]
+    gone_grace: Option<NonZeroU32>,
+
     /// Allow addresses that other machines can reach, although nothing authenticates them.
     #[arg(long, env = "SENDENSE_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     insecure: Option<bool>,
@@ -91,6 +108,9 @@ impl Settings {
             log: self.log.or(weaker.log),
             credential_key_file: self.credential_key_file.or(weaker.credential_key_file),
             require_tokens: self.require_tokens.or(weaker.require_tokens),
+            start_timeout: self.start_timeout.or(weaker.start_timeout),
+            stall_timeout: self.stall_timeout.or(weaker.stall_timeout),
+            gone_grace: self.gone_grace.or(weaker.gone_grace),
             insecure: self.insecure.or(weaker.insecure),
         }
     }
@@ -131,11 +151,20 @@ impl Settings {
             nbd_advertise: self.nbd_advertise.or(default.nbd_advertise),
             sna_url: self.sna.unwrap_or(default.sna_url),
             require_tokens: self.require_tokens.unwrap_or(default.require_tokens),
+            watch: WatchLimits {
+                start_timeout: seconds(self.start_timeout, default.watch.start_timeout),
+                stall_timeout: seconds(self.stall_timeout, default.watch.stall_timeout),
+                gone_grace: seconds(self.gone_grace, default.watch.gone_grace),
+            },
             insecure: self.insecure.unwrap_or(default.insecure),
             data_dir: default.data_dir,
             credential_key: default.credential_key,
         }
     }
+}
+
+fn seconds(told: Option<NonZeroU32>, default: Duration) -> Duration {
+    told.map_or(default, |seconds| Duration::from_secs(seconds.get().into()))
 }
 
 /// An NBD address as it is written: `HOST:PORT` or `unix:PATH`.
@@ -215,6 +244,9 @@ mod tests {
         log = "debug"
         credential-key-file = "/etc/hub.key"
         require-tokens = true
+        start-timeout = 60
+        stall-timeout = 70
+        gone-grace = 80
         insecure = true
     "#;
 
@@ -230,6 +262,9 @@ mod tests {
         assert_eq!(config.nbd.len(), 2);
         assert_eq!(config.nbd_advertise.as_deref(), Some("hub:3"));
         assert_eq!(config.database, None);
+        assert_eq!(config.watch.start_timeout, Duration::from_secs(60));
+        assert_eq!(config.watch.stall_timeout, Duration::from_secs(70));
+        assert_eq!(config.watch.gone_grace, Duration::from_secs(80));
 
         let config = flags(&["--nbd", "127.0.0.1:7"]).or(file).into_config();
         assert_eq!(config.nbd.len(), 1, "a flag replaces the list of the file");
@@ -239,6 +274,7 @@ mod tests {
         assert_eq!(config.api.to_string(), "127.0.0.1:8082");
         assert_eq!(config.sna_url, "http://127.0.0.1:9081");
         assert!(!config.insecure);
+        assert_eq!(config.watch, WatchLimits::default());
     }
 
     #[test]

@@ -58,10 +58,7 @@ async fn a_full_then_an_increment(catalog: Catalog) {
         ),
         ErrorKind::Conflict
     );
-    catalog
-        .backup_ready(&backup.id, at(2))
-        .await
-        .expect("ready");
+    catalog.backup_ready(&backup.id).await.expect("ready");
     assert_eq!(statuses().await, [DiskStatus::Running; 2]);
     assert_eq!(catalog.backup(&backup.id).await.expect("it").intent, None);
 
@@ -330,7 +327,7 @@ async fn unknown_ids_are_not_found(catalog: Catalog) {
         ErrorKind::NotFound
     );
     assert_eq!(
-        kind(catalog.backup_ready(&nobody, at(2)).await),
+        kind(catalog.backup_ready(&nobody).await),
         ErrorKind::NotFound
     );
     assert_eq!(
@@ -409,7 +406,7 @@ async fn a_failure_ends_a_backup_once(catalog: Catalog) {
         ErrorKind::Conflict
     );
     assert_eq!(
-        kind(catalog.backup_ready(&backup.id, at(5)).await),
+        kind(catalog.backup_ready(&backup.id).await),
         ErrorKind::Conflict
     );
 
@@ -691,14 +688,23 @@ async fn lists_are_filtered_by_all_conditions(catalog: Catalog) {
 async fn progress_never_goes_back(catalog: Catalog) {
     let vm = with_web(&catalog).await;
     let backup = started(&catalog, &vm, RequestedType::Full, at(1)).await;
-    let report = |percent: f64, received_bytes: u64| Progress {
-        phase: "transferring".to_owned(),
-        transfer_speed_bps: 5,
-        percent,
-        disks: vec![DiskProgress {
+    let report = async |percent: f64, received_bytes: u64, heard: Option<Timestamp>| {
+        let progress = Progress {
+            phase: "transferring".to_owned(),
+            bytes_transferred: received_bytes,
+            transfer_speed_bps: 5,
+            eta_seconds: 6,
+            percent,
+            last_telemetry_at: heard,
+        };
+        let disk = DiskProgress {
             disk_index: DiskIndex::new(0),
             counters: counters(received_bytes),
-        }],
+        };
+        catalog
+            .update_progress(&backup.id, &progress, &[disk])
+            .await
+            .expect("progress");
     };
     let shown = async || {
         let backup = catalog.backup(&backup.id).await.expect("it");
@@ -708,40 +714,30 @@ async fn progress_never_goes_back(catalog: Catalog) {
             backup.current_phase,
         )
     };
-    catalog
-        .update_progress(&backup.id, &report(40.0, 500), at(2))
-        .await
-        .expect("progress");
+    report(40.0, 500, None).await;
     assert_eq!(shown().await, (40.0, 500, "transferring".to_owned()));
     for (percent, received) in [(f64::NAN, 400), (-5.0, 300), (f64::NEG_INFINITY, 0)] {
-        catalog
-            .update_progress(&backup.id, &report(percent, received), at(3))
-            .await
-            .expect("progress");
+        report(percent, received, None).await;
         assert_eq!(shown().await, (40.0, 500, "transferring".to_owned()));
     }
-    catalog
-        .update_progress(&backup.id, &report(4000.0, 600), at(4))
-        .await
-        .expect("progress");
+    let heard = async || {
+        let backup = catalog.backup(&backup.id).await.expect("it");
+        backup.last_telemetry_at
+    };
+    assert_eq!(heard().await, None, "only the client's reports count");
+    report(4000.0, 600, Some(at(4))).await;
     assert_eq!(shown().await, (100.0, 600, "transferring".to_owned()));
-    assert_eq!(
-        catalog
-            .backup(&backup.id)
-            .await
-            .expect("it")
-            .last_telemetry_at,
-        Some(at(4))
-    );
+    assert_eq!(heard().await, Some(at(4)));
+    report(1.0, 600, None).await;
+    assert_eq!(heard().await, Some(at(4)));
+    let speed = catalog.backup(&backup.id).await.expect("it");
+    assert_eq!((speed.transfer_speed_bps, speed.eta_seconds), (5, 6));
 
     catalog
         .complete_disk(&completion(&backup.id, 0, "a/1"), counters(700), at(5))
         .await
         .expect("done");
-    catalog
-        .update_progress(&backup.id, &report(50.0, 1), at(6))
-        .await
-        .expect("progress");
+    report(50.0, 1, None).await;
     assert_eq!(
         catalog.backup_disks(&backup.id).await.expect("disks")[0].received_bytes,
         700,
@@ -752,10 +748,7 @@ async fn progress_never_goes_back(catalog: Catalog) {
         .await
         .expect("failed");
     let ended = catalog.backup(&backup.id).await.expect("it");
-    catalog
-        .update_progress(&backup.id, &report(60.0, 9000), at(8))
-        .await
-        .expect("ignored");
+    report(60.0, 9000, None).await;
     assert_eq!(catalog.backup(&backup.id).await.expect("it"), ended);
 }
 
@@ -851,10 +844,7 @@ async fn change_ids_follow_the_declared_parent(catalog: Catalog) {
         "",
         "a full copies everything, also where an older point could serve"
     );
-    catalog
-        .backup_ready(&elsewhere.id, at(3))
-        .await
-        .expect("ready");
+    catalog.backup_ready(&elsewhere.id).await.expect("ready");
     for n in 0..2 {
         catalog
             .complete_disk(

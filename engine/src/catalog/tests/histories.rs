@@ -61,12 +61,12 @@ async fn take(catalog: &Catalog, step: &Step, n: i64) -> Result<(), Error> {
         Step::Start(_, requested) => {
             let begin = planned(catalog, &vm, *requested, at(n)).await?;
             catalog.begin_backup(&begin, at(n)).await?;
-            catalog.backup_ready(&begin.id, at(n)).await?;
+            catalog.backup_ready(&begin.id).await?;
         }
         Step::Whole(_, requested) => {
             let begin = planned(catalog, &vm, *requested, at(n)).await?;
             catalog.begin_backup(&begin, at(n)).await?;
-            catalog.backup_ready(&begin.id, at(n)).await?;
+            catalog.backup_ready(&begin.id).await?;
             for disk in begin.disks {
                 let index = disk.disk_index.get();
                 let request = completion(&begin.id, index, &format!("{}/{index}", begin.id));

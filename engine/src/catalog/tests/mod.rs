@@ -176,7 +176,7 @@ async fn planned_into(
 async fn started(catalog: &Catalog, vm: &Vm, requested: RequestedType, now: Timestamp) -> Backup {
     let begin = planned(catalog, vm, requested, now).await.expect("a plan");
     let backup = catalog.begin_backup(&begin, now).await.expect("a backup");
-    catalog.backup_ready(&backup.id, now).await.expect("ready");
+    catalog.backup_ready(&backup.id).await.expect("ready");
     backup
 }
 
@@ -194,6 +194,7 @@ fn counters(received_bytes: u64) -> DiskCounters {
         zero_bytes: 10,
         equal_bytes: 20,
         stored_bytes: received_bytes / 2,
+        written_bytes: received_bytes + 7,
     }
 }
 

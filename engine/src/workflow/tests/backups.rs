@@ -401,10 +401,3 @@ async fn restoring_refuses_to_overwrite_and_comparing_finds_the_byte() {
         .await;
     assert_eq!(missing.unwrap_err().kind, ErrorKind::NotFound);
 }
-
-/// Waits for an event that must come.
-async fn deadline<T>(event: impl Future<Output = T>) -> T {
-    tokio::time::timeout(std::time::Duration::from_secs(30), event)
-        .await
-        .expect("the event comes in time")
-}

@@ -190,6 +190,31 @@ fn a_crash_between_the_renames_of_an_image_is_finished_or_undone() {
 }
 
 #[test]
+fn the_accounting_of_a_backup_survives_the_crash() {
+    let (world, _, _) = world_with_a_point(45);
+    let id = run(async {
+        let engine = world.open().await;
+        let started = start(&engine, RequestedType::Full).await;
+        let session = connect(&engine, &started.disks[1]).await;
+        write(&session, 0, &[7; 128 * KIB]).await;
+        world.clock.advance(time::Duration::seconds(10));
+        workflow::watch::look(&engine.hub).await;
+        started.backup.id
+    });
+    run(async {
+        let engine = world.open().await;
+        let backup = engine.backup(&id).await.unwrap();
+        assert_eq!(backup.status, JobStatus::Failed);
+        assert_eq!(backup.bytes_transferred, 128 * KIB as u64);
+        let disk = &engine.backup_disks(&id).await.unwrap()[1];
+        assert_eq!(
+            (disk.status, disk.received_bytes, disk.stored_bytes),
+            (DiskStatus::Failed, 128 * KIB as u64, 128 * KIB as u64)
+        );
+    });
+}
+
+#[test]
 fn a_publication_that_lost_an_image_is_undone() {
     let (world, old, base) = world_with_a_point(50);
     let new: Vec<_> = old

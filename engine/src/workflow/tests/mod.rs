@@ -4,4 +4,6 @@ mod backups;
 mod crashes;
 mod refusals;
 mod storage;
+mod telemetry;
+mod watch;
 mod world;

@@ -38,6 +38,7 @@ impl World {
             // Port 9 is discard: nobody answers.
             node_url: "http://127.0.0.1:9".to_owned(),
             credential_key: Some(Secret::new("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
+            watch: WatchLimits::default(),
         }
     }
 
@@ -373,4 +374,11 @@ pub(super) fn qemu_img(arguments: &[&str], file: &Path) -> Option<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Some(text)
+}
+
+/// Waits for an event that must come.
+pub(super) async fn deadline<T>(event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(30), event)
+        .await
+        .expect("the event comes in time")
 }
