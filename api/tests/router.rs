@@ -84,6 +84,11 @@ impl Hub {
             .await
     }
 
+    async fn delete(&self, path: &str) -> Answer {
+        self.send(Request::delete(path).body(Body::empty()).unwrap())
+            .await
+    }
+
     async fn post(&self, path: &str, body: impl ToString) -> Answer {
         let body = Body::from(body.to_string());
         self.send(Request::post(path).body(body).unwrap()).await
@@ -816,4 +821,47 @@ async fn a_report_is_refused_in_plain_text() {
         );
         assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
     }
+}
+
+#[tokio::test]
+async fn a_backup_is_deleted_unless_something_needs_it() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let mut ids = Vec::new();
+    for backup_type in ["full", "incremental"] {
+        let started = hub.start("web", backup_type).await.json();
+        let id = started["backup_id"].as_str().unwrap().to_owned();
+        let running = hub.delete(&format!("/api/v1/backups/{id}")).await;
+        assert_eq!(
+            (running.status, &running.json()["error"]),
+            (409, &json!("backup is running"))
+        );
+        for disk in [0, 1] {
+            let body = json!({"change_id": format!("52 a{disk}/{}", ids.len()), "disk_id": disk});
+            let complete = format!("/api/v1/backups/{id}/complete");
+            assert_eq!(hub.post(&complete, body).await.status, 200);
+        }
+        ids.push(id);
+    }
+    let parent = hub.delete(&format!("/api/v1/backups/{}", ids[0])).await;
+    assert_eq!(parent.status, 409, "{}", parent.text);
+    assert_eq!(names(&parent.text), ["error", "details", "timestamp"]);
+    assert_eq!(parent.json()["error"], "backup has dependent backups");
+    assert!(parent.json()["details"].as_str().unwrap().contains(&ids[1]));
+    for id in ids.iter().rev() {
+        let path = format!("/api/v1/backups/{id}");
+        let deleted = hub.delete(&path).await;
+        let expected = json!({"message": "backup deleted successfully", "backup_id": id});
+        assert_eq!((deleted.status, deleted.json()), (200, expected));
+        assert_eq!(names(&deleted.text), ["message", "backup_id"]);
+        assert_eq!(hub.get(&path).await.status, 404);
+        let again = hub.delete(&path).await;
+        assert_eq!(
+            (again.status, &again.json()["error"]),
+            (404, &json!("backup not found"))
+        );
+    }
+    assert_eq!(hub.delete("/api/v1/backups/..%2Fx").await.status, 404);
+    let list = hub.get("/api/v1/backups?vm_name=web").await.json();
+    assert_eq!(list["total"], 0);
 }

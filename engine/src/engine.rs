@@ -192,6 +192,21 @@ impl Engine {
         self.hub.finish(work).await
     }
 
+    /// Deletes a backup that has ended, with its files. Nothing is rebased: what stands on it goes first.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`backup not found`), and `Conflict` while it runs, another backup stands on it, somebody reads it, or its
+    /// repository keeps it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The deletion goes on; only the answer is lost.
+    pub async fn delete_backup(&self, id: &BackupId) -> Result<(), Error> {
+        let work = workflow::delete_backup(Arc::clone(&self.hub), id.clone());
+        self.hub.finish(work).await
+    }
+
     /// Backups, newest first.
     ///
     /// # Errors

@@ -45,6 +45,9 @@ pub const CHAIN_DEPTH_MAX: u32 = 250;
 /// Largest page of a list, in rows: bounds memory and the time that one request holds a reader.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 
+/// Most dependents that are looked up when a backup is to be deleted: one is enough to refuse, the rest is for the text.
+pub const DEPENDENTS_ROWS_MAX: u32 = 1000;
+
 /// Most rows of an inventory list (VMs, repositories): four times the VMs of the largest vCenter, which is 10 000 per
 /// host cluster.
 pub const INVENTORY_ROWS_MAX: u32 = 40_000;

@@ -3,7 +3,7 @@
 use crate::limits;
 use anyhow::{Context as _, bail};
 use clap::Args;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, Method, Response, Url};
 use serde::de::DeserializeOwned;
 
 /// Which hub, and how it answers.
@@ -40,12 +40,29 @@ impl Hub {
         segments: &[&str],
         query: &[(&str, &str)],
     ) -> anyhow::Result<T> {
+        self.call(Method::GET, segments, query).await
+    }
+
+    /// Deletes `/api/v1/{segments}`; segments are escaped.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, segments: &[&str]) -> anyhow::Result<T> {
+        self.call(Method::DELETE, segments, &[]).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        segments: &[&str],
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<T> {
         let url = self.url(segments, query)?;
         let client = Client::builder()
             .connect_timeout(limits::CLIENT_CONNECT)
             .build()
             .context("build the http client")?;
-        let mut request = client.get(url.clone());
+        let mut request = client.request(method, url.clone());
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }

@@ -4,6 +4,7 @@
 //! 3 done with warnings; `image check` and `image compare` answer as qemu-img's do.
 
 mod client;
+mod delete;
 mod demo;
 mod export;
 mod image;
@@ -37,6 +38,7 @@ enum Command {
     List(list::List),
     Show(show::Show),
     Token(token::Token),
+    Delete(delete::Delete),
 }
 
 /// The program: parses the command line, runs the command to its end, tells the exit status.
@@ -59,6 +61,7 @@ async fn run(arguments: Arguments) -> ExitCode {
         Command::List(command) => command.run().await,
         Command::Show(command) => command.run().await,
         Command::Token(command) => command.run().await,
+        Command::Delete(command) => command.run().await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -279,6 +279,24 @@ impl CompletedView {
     }
 }
 
+/// The answer to a deletion.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DeletedView {
+    /// A sentence for people.
+    pub message: String,
+    /// Echo of the path.
+    pub backup_id: String,
+}
+
+impl DeletedView {
+    pub(crate) fn new(backup_id: &BackupId) -> Self {
+        Self {
+            message: "backup deleted successfully".to_owned(),
+            backup_id: backup_id.to_string(),
+        }
+    }
+}
+
 /// The answer to a cancellation.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CancelledView {

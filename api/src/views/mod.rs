@@ -17,8 +17,8 @@ pub use access::{
     CreatedTokenView, LoginFailure, LoginView, RevokedTokenView, TokenListView, TokenView,
 };
 pub use backup::{
-    BackupListView, BackupView, CancelledView, ChangeIdView, CompletedView, DiskResultView,
-    StatsView,
+    BackupListView, BackupView, CancelledView, ChangeIdView, CompletedView, DeletedView,
+    DiskResultView, StatsView,
 };
 pub use chain::ChainView;
 pub use disk::{BackupDiskListView, BackupDiskView};

@@ -13,6 +13,7 @@ mod begin;
 mod chain;
 mod change_id;
 mod credentials;
+mod delete;
 mod error;
 mod finish;
 mod open;

@@ -134,6 +134,15 @@ pub struct UnfinishedJob {
     pub disks: Vec<BackupDisk>,
 }
 
+/// A backup whose deletion has begun.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deletion {
+    /// The backup as it was before.
+    pub backup: Backup,
+    /// Its disks, in order.
+    pub disks: Vec<BackupDisk>,
+}
+
 /// One point of a chain: a disk and the backup that it belongs to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChainPoint {

@@ -62,6 +62,9 @@ pub(crate) enum Discard {
     Partial,
     /// All of them; a published image only if its seal says that it is of this backup.
     Everything(BackupId),
+    /// Those of a published image, unless its seal says that it is of another backup. One without a seal is a legacy hub's,
+    /// or damaged; both can be deleted.
+    Deleted(BackupId),
 }
 
 impl Repository {
@@ -242,17 +245,20 @@ impl Repository {
             path.hashes_partial(),
         ];
         let published = [path.published().to_owned(), path.manifest(), path.hashes()];
-        let ours = match what {
-            Discard::Partial => false,
-            Discard::Everything(backup) => self.is_of(path, backup)?,
-        };
-        let more = if ours {
-            &published[..]
-        } else {
-            &published[..0]
+        let (partial, published) = match what {
+            Discard::Partial => (&partial[..], &[][..]),
+            Discard::Everything(backup) if self.is_of(path, backup)? => {
+                (&partial[..], &published[..])
+            }
+            Discard::Everything(_) => (&partial[..], &[][..]),
+            // What is partial under this name, if anything, is a new image's.
+            Discard::Deleted(backup) if !self.is_of_another(path, backup)? => {
+                (&[][..], &published[..])
+            }
+            Discard::Deleted(_) => (&[][..], &[][..]),
         };
         let mut removed = false;
-        for name in partial.iter().chain(more) {
+        for name in partial.iter().chain(published) {
             removed |= self.root.remove(name).map_err(|error| {
                 file_error("failed to remove image", format!("file={name}"), error)
             })?;
@@ -284,6 +290,17 @@ impl Repository {
                 Ok(false)
             }
             ImageState::Partial(_) | ImageState::Missing => Ok(true),
+        }
+    }
+
+    /// Whether the published file is an image that says it is of another backup.
+    fn is_of_another(&self, path: &ImagePath, backup: &BackupId) -> Result<bool, Error> {
+        match self.image_state(path)? {
+            ImageState::Published(Some(seal)) if seal.point_id != backup.as_str() => {
+                tracing::error!(image = path.published(), %backup, "kept an image that is of another backup");
+                Ok(true)
+            }
+            _ => Ok(false),
         }
     }
 

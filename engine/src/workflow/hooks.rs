@@ -25,6 +25,10 @@ pub(crate) enum Step {
     AllPublished,
     /// The backup failed, its files are still there.
     FailRecorded,
+    /// Intent `deleting` is recorded for a completed backup.
+    DeletionIntended,
+    /// One more image of it is gone.
+    OneDeleted,
 }
 
 /// What a test puts between the hub and the world; nothing in a real hub.

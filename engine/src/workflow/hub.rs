@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::hooks::{Hooks, Step};
 use super::job::Job;
+use super::leases::Leases;
 use super::targets::Advertised;
 use crate::blocking::blocking;
 use crate::catalog::Catalog;
@@ -35,6 +36,8 @@ pub(crate) struct Hub {
     pub(crate) hooks: Hooks,
     pub(crate) repositories: Mutex<HashMap<RepositoryId, Arc<Repository>>>,
     pub(crate) jobs: Mutex<HashMap<BackupId, Arc<Job>>>,
+    /// Who reads which backup's files.
+    pub(crate) leases: Leases,
     /// Workflows that run to their end whatever becomes of the caller.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the hub takes no new work.

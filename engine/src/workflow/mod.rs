@@ -3,6 +3,7 @@
 mod hooks;
 mod hub;
 mod job;
+mod leases;
 mod point;
 mod targets;
 
@@ -10,6 +11,7 @@ mod cancel;
 mod chain;
 mod change_id;
 mod complete_disk;
+mod delete_backup;
 mod end_backup;
 mod inventory;
 mod list;
@@ -27,6 +29,7 @@ pub(crate) use cancel::cancel;
 pub(crate) use chain::{chain, chain_layers};
 pub(crate) use change_id::change_id;
 pub(crate) use complete_disk::complete_disk;
+pub(crate) use delete_backup::delete_backup;
 pub(crate) use hooks::Hooks;
 pub(crate) use hub::Hub;
 pub(crate) use inventory::add_credential;

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::hooks::Hooks;
 use super::hub::Hub;
+use super::leases::Leases;
 use super::recover::recover;
 use super::targets::Advertised;
 use super::watch::watch;
@@ -66,6 +67,7 @@ pub(crate) async fn open(
         hooks,
         repositories: Mutex::new([(id, Arc::new(repository))].into()),
         jobs: Mutex::default(),
+        leases: Leases::default(),
         tasks: TaskTracker::new(),
         stopping: CancellationToken::new(),
         looked_at,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use qcow2::Chain;
 
 use super::hub::Hub;
+use super::leases::Lease;
 use crate::blocking::blocking;
 use crate::error::Error;
 use crate::id::{BackupId, DiskIndex};
-use crate::model::{DiskStatus, JobStatus};
+use crate::model::{DiskStatus, Intent, JobStatus};
 use crate::repository::Repository;
 
 /// A disk of a point, open with everything below it.
@@ -17,6 +18,8 @@ pub(crate) struct Point {
     /// Size of the virtual disk; the image may be rounded up to whole sectors.
     pub(crate) size_bytes: u64,
     pub(crate) repository: Arc<Repository>,
+    /// Keeps the files from being deleted.
+    _lease: Lease,
 }
 
 /// Opens a disk of a completed backup.
@@ -26,7 +29,13 @@ pub(crate) struct Point {
 /// `NotFound` for an unknown backup or disk, `Conflict` for one that is not complete, `Corrupt` if its files are not what
 /// they should be.
 pub(crate) async fn open_point(hub: &Hub, id: &BackupId, disk: DiskIndex) -> Result<Point, Error> {
+    let lease = hub.leases.share(id)?;
     let backup = hub.catalog.backup(id).await?;
+    if backup.intent == Some(Intent::Deleting) {
+        // A deletion that broke off: some of its files are gone.
+        let details = format!("backup_id={id}");
+        return Err(Error::conflict("backup is being deleted", details));
+    }
     let disks = hub.catalog.backup_disks(id).await?;
     let row = disks
         .into_iter()
@@ -60,5 +69,6 @@ pub(crate) async fn open_point(hub: &Hub, id: &BackupId, disk: DiskIndex) -> Res
         chain: Arc::new(chain),
         size_bytes: row.capacity_bytes,
         repository,
+        _lease: lease,
     })
 }

@@ -6,10 +6,12 @@
 //! | running | clients cannot come back to it: failed, files removed |
 //! | publishing | all images sealed and there: finished; else failed, files removed |
 //! | ended without success, with an intent | files removed |
+//! | completed, deleting | nothing depended on it: files and rows are removed |
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::delete_backup::remove;
 use super::end_backup::{record_end, remove_files};
 use super::hub::Hub;
 use super::publish::publish_files;
@@ -91,7 +93,11 @@ async fn recover_job(hub: &Hub, job: &UnfinishedJob) -> Result<(), Error> {
         (JobStatus::Failed | JobStatus::Cancelled, _) => {
             remove_files(hub, id, &repository, paths, Discard::Everything(id.clone())).await?;
         }
-        // Nothing of ours leaves a completed backup with an intent; its files are not touched.
+        (JobStatus::Completed, Some(Intent::Deleting)) => {
+            remove(hub, &repository, &job.backup, &job.disks).await?;
+            tracing::warn!(backup_id = %id, "finished a deletion that was cut short");
+        }
+        // Nothing of ours leaves a completed backup with another intent; its files are not touched.
         (JobStatus::Completed, intent) => {
             tracing::error!(backup_id = %id, ?intent, "a completed backup has an open intent");
         }

@@ -4,6 +4,7 @@ mod cancel;
 mod chain;
 mod changeid;
 mod complete;
+mod delete;
 mod disks;
 mod list;
 mod show;
@@ -24,6 +25,7 @@ pub(crate) fn routes() -> Guarded<Backups> {
         .allow(Verb::ReadChangeId, routes!(changeid::change_id))
         .allow(Verb::ReadBackups, routes!(chain::chain))
         .allow(Verb::ReadBackups, routes!(show::show))
+        .allow(Verb::DeleteBackup, routes!(delete::delete))
         .allow(Verb::ReadBackups, routes!(disks::disks))
         .allow(Verb::CompleteDisk, routes!(complete::complete))
         .allow(Verb::CancelBackup, routes!(cancel::cancel))

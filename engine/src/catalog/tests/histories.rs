@@ -13,6 +13,7 @@ enum Step {
     Finish(usize),
     Fail(usize, Ending),
     Undo(usize),
+    Delete(usize),
     Disks(usize, usize),
 }
 
@@ -34,17 +35,22 @@ fn step() -> impl Strategy<Value = Step> {
         5 => vm.clone().prop_map(Step::Finish),
         1 => (vm.clone(), prop_oneof![Just(Ending::Failed), Just(Ending::Cancelled)]).prop_map(|(vm, ending)| Step::Fail(vm, ending)),
         1 => vm.clone().prop_map(Step::Undo),
+        3 => vm.clone().prop_map(Step::Delete),
         1 => (vm, 0..DISK_SETS.len()).prop_map(|(vm, set)| Step::Disks(vm, set)),
     ]
 }
 
-async fn take(catalog: &Catalog, step: &Step, n: i64) -> Result<(), Error> {
+/// The backups that were deleted: their VM, and how they had ended.
+type Deleted = Vec<(String, JobStatus)>;
+
+async fn take(catalog: &Catalog, step: &Step, n: i64, deleted: &mut Deleted) -> Result<(), Error> {
     let (Step::Start(vm, _)
     | Step::Whole(vm, _)
     | Step::Complete(vm, _)
     | Step::Finish(vm)
     | Step::Fail(vm, _)
     | Step::Undo(vm)
+    | Step::Delete(vm)
     | Step::Disks(vm, _)) = step;
     let vm = catalog.vm_by_name_or_id(VMS[*vm]).await?;
     let filter = BackupFilter {
@@ -91,6 +97,12 @@ async fn take(catalog: &Catalog, step: &Step, n: i64) -> Result<(), Error> {
                 .await?,
         ),
         Step::Undo(_) => catalog.delete_backup_rows(&newest?.id).await?,
+        Step::Delete(_) => {
+            let backup = newest?;
+            catalog.begin_deletion(&backup.id, at(n)).await?;
+            catalog.finish_deletion(&backup.id, at(n)).await?;
+            deleted.push((backup.vm_name, backup.status));
+        }
         Step::Disks(_, set) => drop(
             catalog
                 .register_vm(&new_vm(&vm.vm_name, DISK_SETS[*set]), at(n))
@@ -101,7 +113,7 @@ async fn take(catalog: &Catalog, step: &Step, n: i64) -> Result<(), Error> {
 }
 
 /// What must hold at any time.
-async fn check(catalog: &Catalog) -> Result<(), TestCaseError> {
+async fn check(catalog: &Catalog, deleted: &Deleted) -> Result<(), TestCaseError> {
     let backups = catalog
         .backups(&BackupFilter::default())
         .await
@@ -117,14 +129,22 @@ async fn check(catalog: &Catalog) -> Result<(), TestCaseError> {
             .count();
         prop_assert!(running <= 1, "{name} has {running} running backups");
         if let Some(backup) = of_vm.first() {
+            // How many ran is history: a deletion does not change it.
+            let gone = deleted.iter().filter(|(vm_name, _)| vm_name == name);
+            let statuses: Vec<JobStatus> = of_vm
+                .iter()
+                .map(|backup| backup.status)
+                .chain(gone.map(|(_, status)| *status))
+                .collect();
             let count = |status: JobStatus| {
-                of_vm
-                    .iter()
-                    .filter(|backup| backup.status == status)
-                    .count() as i64
+                statuses.iter().filter(|other| **other == status).count() as i64
             };
-            let (total, successful, failed, _) = context_counts(catalog, backup).await;
-            prop_assert_eq!(total, of_vm.len() as i64);
+            let (total, successful, failed, last) = context_counts(catalog, backup).await;
+            prop_assert_eq!(total, statuses.len() as i64);
+            let newest = of_vm
+                .iter()
+                .find(|backup| backup.status == JobStatus::Completed);
+            prop_assert_eq!(last, newest.map(|backup| backup.id.to_string()));
             prop_assert_eq!(successful, count(JobStatus::Completed));
             prop_assert_eq!(
                 failed,
@@ -140,17 +160,18 @@ async fn check(catalog: &Catalog) -> Result<(), TestCaseError> {
         prop_assert!(backup.status != JobStatus::Completed || all_done);
         prop_assert_eq!(
             backup.backup_type == BackupType::Incremental,
-            disks.iter().any(|disk| disk.parent_disk_id.is_some())
+            disks
+                .iter()
+                .any(|disk| disk.parent_disk_id.is_some() || is_orphan(disk))
         );
         for disk in disks {
             let layers = catalog
                 .layers(&backup.id, disk.disk_index)
                 .await
                 .expect("layers");
-            prop_assert_eq!(
-                Some(u32::try_from(layers.len()).expect("few")),
-                disk.chain_depth
-            );
+            let depth = u32::try_from(layers.len()).expect("few");
+            prop_assert_eq!((!is_orphan(&disk)).then_some(depth), disk.chain_depth);
+            prop_assert!(!is_orphan(&disk) || backup.status != JobStatus::Completed);
             for pair in layers.windows(2) {
                 let (child, parent) = (&pair[0], &pair[1]);
                 prop_assert_eq!(
@@ -167,6 +188,11 @@ async fn check(catalog: &Catalog) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A disk of an attempt that failed and whose parent was deleted since.
+fn is_orphan(disk: &BackupDisk) -> bool {
+    disk.parent_reason.as_deref() == Some("parent_deleted")
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
@@ -180,13 +206,14 @@ proptest! {
                 for name in VMS {
                     catalog.register_vm(&new_vm(name, DISK_SETS[1]), at(0)).await.expect("a VM");
                 }
+                let mut deleted = Deleted::new();
                 for (n, step) in (1..).zip(&steps) {
-                    if let Err(error) = take(&catalog, step, n).await {
+                    if let Err(error) = take(&catalog, step, n, &mut deleted).await {
                         let expected = [ErrorKind::Conflict, ErrorKind::NotFound, ErrorKind::NoParent];
                         assert!(expected.contains(&error.kind), "step={step:?} error={error}");
                     }
                 }
-                *result = check(&catalog).await;
+                *result = check(&catalog, &deleted).await;
             }
         });
         result?;

@@ -265,6 +265,46 @@ fn a_failure_that_was_cut_short_is_cleaned_up() {
 }
 
 #[test]
+fn a_deletion_that_was_cut_short_is_finished() {
+    for (step, nth) in [
+        (Step::DeletionIntended, 1),
+        (Step::OneDeleted, 1),
+        (Step::OneDeleted, 2),
+    ] {
+        let what = format!("step={step:?} nth={nth}");
+        let (world, old, base) = world_with_a_point(65);
+        let new: Vec<_> = old
+            .iter()
+            .map(|disk| changed(&mut seeded(66), disk))
+            .collect();
+        let tip = run(async {
+            let engine = world.open().await;
+            let tip = increment(&engine, &old, &new, 2).await;
+            engine.shutdown().await;
+            tip
+        });
+        let deleted = tip.clone();
+        die_at(&world, step, nth, |engine| async move {
+            engine.delete_backup(&deleted).await.unwrap();
+        });
+        run(async {
+            let engine = world.open().await;
+            let gone = engine.backup(&tip).await.unwrap_err();
+            assert_eq!(gone.kind, ErrorKind::NotFound, "{what}");
+            assert_eq!(world.images().len(), 2, "{what} {:?}", world.files());
+            world.assert_hashed(&what);
+            world.assert_point(&engine, &base, &old).await;
+            let chain = engine.chain(VM, DiskIndex::new(1), None).await.unwrap();
+            assert_eq!(chain.backups.len(), 1, "{what}");
+            assert_eq!(chain.backups[0].id, base, "{what}");
+            let next = increment(&engine, &old, &new, 3).await;
+            world.assert_point(&engine, &next, &new).await;
+            engine.shutdown().await;
+        });
+    }
+}
+
+#[test]
 fn what_no_row_knows_is_swept_only_if_it_was_never_published() {
     let (world, old, base) = world_with_a_point(70);
     let image = find(&world.repository(), ".qcow2").remove(0);

@@ -2,6 +2,7 @@
 
 mod backups;
 mod crashes;
+mod deletion;
 mod refusals;
 mod storage;
 mod telemetry;
