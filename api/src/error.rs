@@ -97,14 +97,6 @@ fn status(kind: ErrorKind) -> StatusCode {
     }
 }
 
-/// Rows of something that does not exist: none, where the contract says zeros instead of 404.
-pub(crate) fn none_if_unknown<T>(found: Result<Vec<T>, Error>) -> Result<Vec<T>, Error> {
-    match found {
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(Vec::new()),
-        other => other,
-    }
-}
-
 /// A group of endpoints whose refusals look alike.
 pub(crate) trait Family {
     /// The text for every body that cannot be read.

@@ -298,7 +298,7 @@ async fn a_start_is_refused_with_the_texts_of_the_contract() {
         assert_eq!(refusal["timestamp"], "", "{body}");
     }
     assert_eq!(
-        hub.get("/api/v1/backups").await.json()["total"],
+        hub.get("/api/v1/backups?limit=9").await.json()["total"],
         0,
         "refusals leave no backup"
     );
@@ -449,6 +449,11 @@ async fn completing_every_disk_completes_the_backup() {
         (&json!(1), &json!(1))
     );
     assert_eq!(chain["backups"][0]["backup_id"], id.as_str());
+    let context = shown["vm_context_id"].as_str().unwrap();
+    for query in ["vm_name=web", &format!("vm_context_id={context}")] {
+        let path = format!("/api/v1/backups/anything/chain?disk_id=1&{query}");
+        assert_eq!(hub.get(&path).await.json(), chain, "{query}");
+    }
 
     let auto = hub.start("web", "auto").await.json();
     assert_eq!(auto["type"], "incremental");
@@ -565,7 +570,12 @@ async fn every_filter_of_the_list_must_hold() {
             list["total"].as_u64().unwrap(),
         )
     };
-    assert_eq!(count("").await, (2, 2));
+    assert_eq!(count("").await, (0, 0), "as the legacy hub answers");
+    assert_eq!(count("offset=0").await, (2, 2));
+    assert_eq!(count("repository_id=local").await, (2, 2));
+    assert_eq!(count("vm_name=web&status=failed").await, (0, 0));
+    assert_eq!(count("limit=0").await, (0, 2));
+    assert_eq!(count("limit=4000000000").await, (2, 2));
     assert_eq!(count("vm_name=web").await, (1, 1));
     assert_eq!(count(&format!("vm_context_id={web}")).await, (1, 1));
     assert_eq!(count("vm_name=web&repository_id=other").await, (0, 0));
@@ -578,10 +588,19 @@ async fn every_filter_of_the_list_must_hold() {
     assert_eq!(count("limit=1").await, (1, 2));
     assert_eq!(count("offset=1").await, (1, 2));
     assert_eq!(count("offset=5").await, (0, 2));
-    let answer = hub.get("/api/v1/backups?limit=x").await;
+    for (query, error) in [
+        ("limit=x", "invalid limit"),
+        ("limit=-1", "invalid limit"),
+        ("offset=1.5", "invalid offset"),
+    ] {
+        let answer = hub.get(&format!("/api/v1/backups?{query}")).await;
+        let told = answer.json()["error"].clone();
+        assert_eq!((answer.status, told), (400, json!(error)), "{query}");
+    }
+    let unknown = hub.get("/api/v1/backups?vm_name=nobody").await;
     assert_eq!(
-        (answer.status, &answer.json()["error"]),
-        (400, &json!("invalid limit"))
+        (unknown.status, &unknown.json()["error"]),
+        (404, &json!("VM not found"))
     );
 }
 

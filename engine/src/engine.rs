@@ -12,9 +12,9 @@ use crate::error::Error;
 use crate::export::ExportRegistry;
 use crate::id::{BackupId, DiskIndex, VmContextId};
 use crate::model::{
-    Backup, BackupDisk, BackupFilter, Caller, ChainLayer, ChainView, ChangeIdAnswer, Comparison,
-    CompleteDisk, Credential, NewCredential, NewToken, NewVm, RepositorySummary, StartBackup,
-    StartedBackup, Telemetry, Token, Vm, VmDisk,
+    Backup, BackupDisk, BackupFilter, BackupPage, BackupStats, Caller, ChainLayer, ChainView,
+    ChangeIdAnswer, Comparison, CompleteDisk, Credential, NewCredential, NewToken, NewVm,
+    RepositorySummary, StartBackup, StartedBackup, Telemetry, Token, Vm, VmDisk,
 };
 use crate::workflow::{self, Hooks, Hub};
 
@@ -213,7 +213,29 @@ impl Engine {
     ///
     /// What the database says.
     pub async fn backups(&self, filter: BackupFilter) -> Result<Vec<Backup>, Error> {
+        Ok(self.backup_page(filter).await?.backups)
+    }
+
+    /// A page of backups, newest first, and how many there are on all pages.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`VM not found`), if the filter names a VM that there is not.
+    pub async fn backup_page(&self, filter: BackupFilter) -> Result<BackupPage, Error> {
         workflow::backups(&self.hub, &filter).await
+    }
+
+    /// Sums over the completed backups of a VM, by its name, in a repository; zeros if there are none.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn backup_stats(
+        &self,
+        vm_name: &str,
+        repository: &str,
+    ) -> Result<BackupStats, Error> {
+        self.hub.catalog.backup_stats(vm_name, repository).await
     }
 
     /// One backup.

@@ -32,6 +32,8 @@ impl List {
         let query: Vec<_> = filters
             .into_iter()
             .filter_map(|(name, value)| value.as_deref().map(|value| (name, value)))
+            // Without any parameter a hub lists nothing.
+            .chain([("offset", "0")])
             .collect();
         let found: BackupListView = self.hub.get(&["backups"], &query).await?;
         if self.hub.json {

@@ -100,7 +100,7 @@ pub(crate) struct ListQuery {
     /// full or incremental.
     #[param(required = false)]
     backup_type: String,
-    /// Most rows to return, a number; all when absent.
+    /// Most rows to return, a number; 1000 when absent or more.
     #[param(required = false)]
     limit: String,
     /// Rows to skip, a number.
@@ -108,38 +108,32 @@ pub(crate) struct ListQuery {
     offset: String,
 }
 
-/// Which of the matching rows to show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Page {
-    pub(crate) offset: usize,
-    pub(crate) limit: usize,
-}
-
 impl ListQuery {
-    /// The engine's filter, and the page of it to show.
-    pub(crate) fn check(self) -> Result<(BackupFilter, Page), Failure> {
-        let page = Page {
-            offset: count("offset", &self.offset, 0)?,
-            limit: count("limit", &self.limit, usize::MAX)?,
-        };
+    /// The engine's filter; none for a query that asks for nothing: the legacy hub answers it with an empty list.
+    pub(crate) fn check(self) -> Result<Option<BackupFilter>, Failure> {
         let filter = BackupFilter {
+            limit: count("limit", &self.limit)?,
+            offset: count("offset", &self.offset)?.unwrap_or(0),
             vm_name: non_empty(self.vm_name),
             vm_context_id: non_empty(self.vm_context_id),
             repository_id: non_empty(self.repository_id),
             status: non_empty(self.status),
             backup_type: non_empty(self.backup_type),
-            ..BackupFilter::default()
         };
-        Ok((filter, page))
+        let asks = filter != BackupFilter::default() || !self.offset.is_empty();
+        Ok(asks.then_some(filter))
     }
 }
 
-fn count(name: &str, text: &str, absent: usize) -> Result<usize, Failure> {
+fn count(name: &str, text: &str) -> Result<Option<u32>, Failure> {
     match text {
-        "" => Ok(absent),
-        digits => digits.parse().map_err(|error: std::num::ParseIntError| {
-            Failure::invalid(format!("invalid {name}"), error.to_string())
-        }),
+        "" => Ok(None),
+        digits => digits
+            .parse()
+            .map(Some)
+            .map_err(|error: std::num::ParseIntError| {
+                Failure::invalid(format!("invalid {name}"), error.to_string())
+            }),
     }
 }
 
@@ -155,18 +149,13 @@ pub(crate) struct StatsQuery {
 }
 
 impl StatsQuery {
-    /// The completed backups to sum up.
-    pub(crate) fn check(self) -> Result<BackupFilter, Failure> {
+    /// VM and repository.
+    pub(crate) fn check(self) -> Result<(String, String), Failure> {
         if self.vm_name.is_empty() || self.repository_id.is_empty() {
             let error = "vm_name and repository_id are required";
             return Err(Failure::invalid(error, ""));
         }
-        Ok(BackupFilter {
-            vm_name: Some(self.vm_name),
-            repository_id: Some(self.repository_id),
-            status: Some(engine::JobStatus::Completed.as_str().to_owned()),
-            ..BackupFilter::default()
-        })
+        Ok((self.vm_name, self.repository_id))
     }
 }
 

@@ -18,8 +18,8 @@ use std::marker::PhantomData;
 
 pub(crate) use access::{LoginInput, TokenInput};
 pub(crate) use backups::{
-    ChainQuery, ChangeIdQuery, CompleteDiskInput, ListQuery, Page, StartBackupInput, StatsQuery,
-    job_id, stored_backup_id,
+    ChainQuery, ChangeIdQuery, CompleteDiskInput, ListQuery, StartBackupInput, StatsQuery, job_id,
+    stored_backup_id,
 };
 pub(crate) use telemetry::TelemetryInput;
 pub(crate) use vms::{CredentialInput, VmInput};

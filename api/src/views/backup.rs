@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use engine::{
-    Backup, BackupId, ChangeIdAnswer, CompleteDisk, DiskIndex, JobStatus, PreparedDisk,
-    StartedBackup, Timestamp,
+    Backup, BackupId, BackupPage, BackupStats, ChangeIdAnswer, CompleteDisk, DiskIndex, JobStatus,
+    PreparedDisk, StartedBackup, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::utc;
-use crate::extract::Page;
 
 /// One backup of one VM, all its disks.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -177,17 +176,14 @@ pub struct BackupListView {
     /// This page; never null.
     pub backups: Vec<BackupView>,
     /// How many match the filters on all pages.
-    pub total: usize,
+    pub total: u64,
 }
 
-impl BackupListView {
-    /// One page of all that match.
-    pub(crate) fn page(matching: Vec<Backup>, page: Page) -> Self {
-        let total = matching.len();
-        let rows = matching.into_iter().skip(page.offset).take(page.limit);
+impl From<BackupPage> for BackupListView {
+    fn from(page: BackupPage) -> Self {
         Self {
-            backups: rows.map(BackupView::from).collect(),
-            total,
+            backups: page.backups.into_iter().map(BackupView::from).collect(),
+            total: page.total,
         }
     }
 }
@@ -196,22 +192,19 @@ impl BackupListView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatsView {
     /// Completed backups.
-    pub backup_count: usize,
+    pub backup_count: u64,
     /// Bytes that they received.
     pub total_size_bytes: u64,
     /// UTC; empty when there is none.
     pub last_backup_at: String,
 }
 
-impl StatsView {
-    /// Sums up backups that are all completed.
-    pub(crate) fn of(completed: &[Backup]) -> Self {
-        let received = completed.iter().map(|backup| backup.bytes_transferred);
-        let last = completed.iter().filter_map(|b| b.completed_at).max();
+impl From<BackupStats> for StatsView {
+    fn from(stats: BackupStats) -> Self {
         Self {
-            backup_count: completed.len(),
-            total_size_bytes: received.fold(0, u64::saturating_add),
-            last_backup_at: last.map(utc).unwrap_or_default(),
+            backup_count: stats.count,
+            total_size_bytes: stats.received_bytes,
+            last_backup_at: stats.last_at.map(utc).unwrap_or_default(),
         }
     }
 }

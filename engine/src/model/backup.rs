@@ -269,6 +269,26 @@ pub struct BackupFilter {
     pub offset: u32,
 }
 
+/// A part of the backups that a filter lets through.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct BackupPage {
+    /// Newest first.
+    pub backups: Vec<Backup>,
+    /// How many the filter lets through on all pages.
+    pub total: u64,
+}
+
+/// Sums over the completed backups of a VM in a repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BackupStats {
+    /// How many.
+    pub count: u64,
+    /// Bytes that they received.
+    pub received_bytes: u64,
+    /// When the newest of them was completed.
+    pub last_at: Option<Timestamp>,
+}
+
 /// One disk that its client has sent completely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompleteDisk {

@@ -6,19 +6,19 @@ use super::hub::Hub;
 use super::job::Job;
 use crate::error::{Error, ErrorKind};
 use crate::id::BackupId;
-use crate::model::{Backup, BackupDisk, BackupFilter, DiskStatus};
+use crate::model::{Backup, BackupDisk, BackupFilter, BackupPage, DiskStatus};
 
 /// Backups, newest first. A VM name that nothing knows is an error, not an empty list.
-pub(crate) async fn backups(hub: &Hub, filter: &BackupFilter) -> Result<Vec<Backup>, Error> {
-    let mut found = hub.catalog.backups(filter).await?;
-    if let (true, Some(name)) = (found.is_empty(), &filter.vm_name) {
+pub(crate) async fn backups(hub: &Hub, filter: &BackupFilter) -> Result<BackupPage, Error> {
+    let mut found = hub.catalog.backup_page(filter).await?;
+    if let (0, Some(name)) = (found.total, &filter.vm_name) {
         match hub.catalog.vm_by_name_or_id(name).await {
             Err(error) if error.kind == ErrorKind::NotFound => return Err(error),
             // It has no backups, or its name stands for several.
             Ok(_) | Err(_) => {}
         }
     }
-    for backup in &mut found {
+    for backup in &mut found.backups {
         add_progress(hub, backup);
     }
     Ok(found)

@@ -1,13 +1,14 @@
 //! `GET /backups`.
 
 use axum::extract::State;
+use engine::BackupPage;
 
 use crate::error::{Backups, Refused};
 use crate::extract::{ListQuery, Params};
 use crate::routes::{Api, reply::Reply};
 use crate::views::{BackupListView, BackupsFailure};
 
-/// Backups that match every filter, newest first.
+/// Backups that match every filter, newest first. Without any filter, limit or offset the list is empty.
 #[utoipa::path(
     get,
     path = "/backups",
@@ -24,7 +25,9 @@ pub(crate) async fn list(
     State(api): State<Api>,
     Params(query): Params<ListQuery>,
 ) -> Result<Reply<BackupListView>, Refused<Backups>> {
-    let (filter, page) = query.check()?;
-    let backups = api.engine.backups(filter).await?;
-    Ok(Reply::ok(BackupListView::page(backups, page)))
+    let page = match query.check()? {
+        Some(filter) => api.engine.backup_page(filter).await?,
+        None => BackupPage::default(),
+    };
+    Ok(Reply::ok(BackupListView::from(page)))
 }

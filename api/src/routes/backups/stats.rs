@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 
-use crate::error::{Backups, Refused, none_if_unknown};
+use crate::error::{Backups, Refused};
 use crate::extract::{Params, StatsQuery};
 use crate::routes::{Api, reply::Reply};
 use crate::views::{BackupsFailure, StatsView};
@@ -23,6 +23,7 @@ pub(crate) async fn stats(
     State(api): State<Api>,
     Params(query): Params<StatsQuery>,
 ) -> Result<Reply<StatsView>, Refused<Backups>> {
-    let completed = none_if_unknown(api.engine.backups(query.check()?).await)?;
-    Ok(Reply::ok(StatsView::of(&completed)))
+    let (vm_name, repository) = query.check()?;
+    let stats = api.engine.backup_stats(&vm_name, &repository).await?;
+    Ok(Reply::ok(StatsView::from(stats)))
 }
