@@ -47,6 +47,13 @@ pub(crate) const COMPLETE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// Tries of `complete` when the connection fails: the call is idempotent, and a backup of hours hangs on it.
 pub(crate) const COMPLETE_TRIES: u32 = 3;
 
+/// Pause between two reports to the hub. Reading what has not changed sends nothing for a long time, and a hub gives a silent
+/// client up after minutes.
+pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Time for the answer to a report: the next one comes anyway.
+pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Longest body of a REST answer that is read.
 pub(crate) const MAX_REST_BODY_BYTES: usize = 16 << 20;
 

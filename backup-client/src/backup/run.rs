@@ -1,6 +1,8 @@
 //! The steps of a backup, and what is undone when one fails.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -8,8 +10,10 @@ use uuid::Uuid;
 use super::options::{BackupOptions, BackupType};
 use super::progress::Progress;
 use super::report::{BackupReport, DiskReport, HubCounters, Warning};
-use crate::hub::{BackupView, CompleteDisk, Hub, NewVm, StartBackup, VmDisk};
-use crate::limits::BLOCK_BYTES;
+use crate::hub::{
+    BackupView, CompleteDisk, DiskReportView, Hub, NewVm, Report, StartBackup, VmDisk,
+};
+use crate::limits::{BLOCK_BYTES, REPORT_INTERVAL};
 use crate::nbd::NbdUri;
 use crate::push::{DiskJob, push_disk};
 use crate::source::{Source, SourceSpec, Unchanged};
@@ -244,6 +248,24 @@ impl Run<'_> {
         })
     }
 
+    /// Tells the hub every now and then that this client lives and how much of a disk it is done with; never ends.
+    async fn report(&self, index: usize, done_bytes: &AtomicU64, total_bytes: u64) -> Infallible {
+        loop {
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            let disk = DiskReportView {
+                disk_index: u32_of(index),
+                bytes_transferred: done_bytes.load(Ordering::Relaxed),
+                total_bytes,
+            };
+            let report = Report {
+                status: "running",
+                current_phase: "transferring",
+                disks: [disk],
+            };
+            self.prepared.hub.report(&self.job.backup_id, &report).await;
+        }
+    }
+
     async fn push_one(&mut self, index: usize, base: &BaseAtHub) -> Result<(), Error> {
         let begun = Instant::now();
         let disk_id = disk_id(index);
@@ -253,15 +275,23 @@ impl Run<'_> {
         let progress = self.warnings.progress;
         progress.disk_started(&disk_id, source.label(), source.size_bytes());
 
-        let pushed = push_disk(DiskJob {
+        let done_bytes = AtomicU64::new(0);
+        let advanced = |bytes| {
+            done_bytes.fetch_add(bytes, Ordering::Relaxed);
+            progress.advanced(&disk_id, bytes);
+        };
+        let pushing = push_disk(DiskJob {
             source: Arc::clone(&source),
             uri: &uri,
             connections: self.options.connections,
             previous: plan.previous,
             next: plan.next,
-            advanced: &|bytes| progress.advanced(&disk_id, bytes),
-        })
-        .await?;
+            advanced: &advanced,
+        });
+        let pushed = tokio::select! {
+            pushed = pushing => pushed?,
+            never = self.report(index, &done_bytes, source.size_bytes()) => match never {},
+        };
         self.check_source(&disk_id, &source).await?;
 
         if let Some(why) = pushed.tracking_lost {

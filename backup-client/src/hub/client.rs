@@ -8,10 +8,11 @@ use serde::de::DeserializeOwned;
 
 use super::views::{
     BackupDisk, BackupDiskList, BackupView, BaseView, CompleteDisk, ErrorBody, KnownVm,
-    KnownVmAnswer, NewVm, RepositoryList, RepositoryView, StartBackup,
+    KnownVmAnswer, NewVm, Report, RepositoryList, RepositoryView, StartBackup,
 };
 use crate::limits::{
-    COMPLETE_TIMEOUT, COMPLETE_TRIES, CONNECT_TIMEOUT, MAX_REST_BODY_BYTES, REST_TIMEOUT,
+    COMPLETE_TIMEOUT, COMPLETE_TRIES, CONNECT_TIMEOUT, MAX_REST_BODY_BYTES, REPORT_TIMEOUT,
+    REST_TIMEOUT,
 };
 use crate::{Error, ErrorKind, Token};
 
@@ -147,6 +148,17 @@ impl Hub {
                     return Err(error.named(what));
                 }
             }
+        }
+    }
+
+    /// Tells the hub that this client lives and how far it is. Nothing depends on the answer.
+    pub(crate) async fn report(&self, backup_id: &str, report: &Report<'_>) {
+        let path = ["telemetry", "backup", backup_id];
+        let answer = self
+            .post::<serde_json::Value>(&path, report, REPORT_TIMEOUT)
+            .await;
+        if let Err(error) = answer {
+            tracing::debug!(backup_id, ?error, "a report was not taken");
         }
     }
 

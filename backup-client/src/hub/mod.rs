@@ -4,4 +4,6 @@ mod client;
 mod views;
 
 pub(crate) use client::Hub;
-pub(crate) use views::{BackupView, CompleteDisk, NewVm, StartBackup, VmDisk};
+pub(crate) use views::{
+    BackupView, CompleteDisk, DiskReportView, NewVm, Report, StartBackup, VmDisk,
+};

@@ -104,6 +104,22 @@ pub(crate) struct CompleteDisk<'a> {
     pub(crate) bytes_transferred: u64,
 }
 
+/// `POST /telemetry/backup/{id}`: this client lives, and so much of one disk is done.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report<'a> {
+    pub(crate) status: &'a str,
+    pub(crate) current_phase: &'a str,
+    pub(crate) disks: [DiskReportView; 1],
+}
+
+/// One disk in a report.
+#[derive(Debug, Serialize)]
+pub(crate) struct DiskReportView {
+    pub(crate) disk_index: u32,
+    pub(crate) bytes_transferred: u64,
+    pub(crate) total_bytes: u64,
+}
+
 /// `GET /backups/changeid`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct BaseView {
