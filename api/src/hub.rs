@@ -210,6 +210,8 @@ impl RunningHub {
     /// Not cancel safe: dropped midway, the engine may not have been shut down.
     pub async fn stop(mut self) {
         self.stop.cancel();
+        // Live views would keep the HTTP server from its end.
+        self.engine.end_subscriptions();
         let sessions = async { while self.sessions.join_next().await.is_some() {} };
         let (http_ended, nbd_ended) = tokio::join!(
             tokio::time::timeout(limits::HTTP_DRAIN, &mut self.http),

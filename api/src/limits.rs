@@ -18,3 +18,6 @@ pub const CLIENT_CONNECT: Duration = Duration::from_secs(10);
 
 /// Longest request id that is taken from a caller, in bytes: a UUID has 36, a trace id of W3C 55.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Pause between two comments that keep a silent stream of events alive: proxies cut what is silent for half a minute.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);

@@ -37,6 +37,8 @@ fn the_document_has_the_calls_of_the_contract() {
     check("get", "/api/v1/backups/{vm_name}/chain");
     check("get", "/api/v1/backups/{backup_id}");
     check("delete", "/api/v1/backups/{backup_id}");
+    check("get", "/api/v1/backups/events");
+    check("get", "/api/v1/backups/{backup_id}/events");
     check("get", "/api/v1/backups/{backup_id}/disks");
     check("post", "/api/v1/backups/{backup_id}/complete");
     check("post", "/api/v1/backups/{backup_id}/cancel");

@@ -884,3 +884,81 @@ async fn a_backup_is_deleted_unless_something_needs_it() {
     let list = hub.get("/api/v1/backups?vm_name=web").await.json();
     assert_eq!(list["total"], 0);
 }
+
+/// Reads events until one has this name; `(name, data)` of each.
+async fn events_until(body: Body, last: &str) -> Vec<(String, Value)> {
+    let mut body = body.into_data_stream();
+    let (mut text, mut told) = (String::new(), Vec::new());
+    loop {
+        while let Some((event, rest)) = text.split_once("\n\n") {
+            let field = |name: &str| {
+                let line = event.lines().find_map(|line| line.strip_prefix(name));
+                line.map(|value| value.trim().to_owned())
+            };
+            if let (Some(name), Some(data)) = (field("event:"), field("data:")) {
+                told.push((name, serde_json::from_str(&data).unwrap()));
+            }
+            text = rest.to_owned();
+            if told.last().is_some_and(|(name, _)| name == last) {
+                return told;
+            }
+        }
+        let wait = std::time::Duration::from_secs(30);
+        let next = futures_util::StreamExt::next(&mut body);
+        let piece = tokio::time::timeout(wait, next).await.unwrap();
+        text.push_str(std::str::from_utf8(&piece.expect("no end yet").unwrap()).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn live_views_are_told_what_happens() {
+    let hub = Hub::new().await;
+    hub.register("web").await;
+    let listen = async |path: &str| {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = hub.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        response.into_body()
+    };
+    let all = listen("/api/v1/backups/events").await;
+    let id = hub.start("web", "full").await.json()["backup_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = format!("/api/v1/backups/{id}/events");
+    let one = listen(&path).await;
+    let body = json!({"change_id": "52 a/1", "disk_id": 0});
+    let complete = format!("/api/v1/backups/{id}/complete");
+    assert_eq!(hub.post(&complete, body).await.status, 200);
+    hub.post(&format!("/api/v1/backups/{id}/cancel"), "").await;
+
+    let names = |told: &[(String, Value)]| {
+        let names = told.iter().map(|(name, _)| name.clone());
+        names.filter(|name| name != "progress").collect::<Vec<_>>()
+    };
+    let told = events_until(all, "cancelled").await;
+    assert_eq!(names(&told), ["started", "disk_completed", "cancelled"]);
+    let told = events_until(one, "cancelled").await;
+    assert_eq!(names(&told), ["state", "disk_completed", "cancelled"]);
+    assert!(
+        told.iter()
+            .all(|(_, backup)| backup["backup_id"] == id.as_str())
+    );
+    assert_eq!(told.last().unwrap().1["status"], "cancelled");
+
+    // One that has ended says so, and that is all.
+    let over = hub.get(&path).await;
+    assert_eq!(over.text.matches("event:").count(), 1, "{}", over.text);
+    assert!(over.text.contains("event: state"), "{}", over.text);
+    let unknown = hub.get("/api/v1/backups/backup-nobody-1/events").await;
+    assert_eq!(
+        (unknown.status, &unknown.json()["error"]),
+        (404, &json!("backup not found"))
+    );
+    // The hub's end is the end of every stream.
+    let request = Request::get("/api/v1/backups/events").body(Body::empty());
+    let open = hub.router.clone().oneshot(request.unwrap()).await.unwrap();
+    hub.engine.end_subscriptions();
+    to_bytes(open.into_body(), 1 << 16).await.unwrap();
+}

@@ -16,7 +16,7 @@ use crate::model::{
     ChangeIdAnswer, Comparison, CompleteDisk, Credential, NewCredential, NewToken, NewVm,
     RepositorySummary, StartBackup, StartedBackup, Telemetry, Token, Vm, VmDisk,
 };
-use crate::workflow::{self, Hooks, Hub};
+use crate::workflow::{self, Hooks, Hub, Subscription};
 
 /// The hub in process. Cheap to clone; all clones are one hub.
 #[derive(Clone)]
@@ -245,6 +245,21 @@ impl Engine {
     /// `NotFound`.
     pub async fn backup(&self, id: &BackupId) -> Result<Backup, Error> {
         workflow::backup(&self.hub, id).await
+    }
+
+    /// What happens to all backups from now on, for live views. Nobody waits for a slow one: it is told how much it lost.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` with too many of them, or at the hub's end.
+    pub fn subscribe(&self) -> Result<Subscription, Error> {
+        self.hub.events.subscribe()
+    }
+
+    /// Ends every subscription, and takes no new one: the first step of an orderly end, because whoever serves them waits
+    /// for them.
+    pub fn end_subscriptions(&self) {
+        self.hub.events.end();
     }
 
     /// The disks of a backup, by index, with absolute image paths; those that are being written with live counters.

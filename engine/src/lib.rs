@@ -37,6 +37,7 @@ pub use id::{
 };
 pub use model::*;
 pub use tokens::Tokens;
+pub use workflow::{Heard, Subscription};
 
 /// What the NBD server counts.
 pub use nbd_server::Statistics as NbdStatistics;

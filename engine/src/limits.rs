@@ -154,3 +154,10 @@ pub const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Shortest time between two records of a running backup's progress, in seconds: a crash loses at most so much of its
 /// accounting, and hundreds of running backups do not keep the database busy.
 pub const RECORD_INTERVAL_S: i64 = 10;
+
+/// Events that are kept for a live view that is slow: some minutes of a busy hub. What is older is lost to it, and it is
+/// told so.
+pub const EVENTS_KEPT: usize = 1024;
+
+/// Most live views at a time: each is an open connection, and people look at few.
+pub const SUBSCRIBERS_MAX: usize = 256;

@@ -272,6 +272,13 @@ impl CompletedView {
     }
 }
 
+/// A listener was too slow for what happened.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LostView {
+    /// How many events it was not told.
+    pub count: u64,
+}
+
 /// The answer to a deletion.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DeletedView {

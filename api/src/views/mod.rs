@@ -18,7 +18,7 @@ pub use access::{
 };
 pub use backup::{
     BackupListView, BackupView, CancelledView, ChangeIdView, CompletedView, DeletedView,
-    DiskResultView, StatsView,
+    DiskResultView, LostView, StatsView,
 };
 pub use chain::ChainView;
 pub use disk::{BackupDiskListView, BackupDiskView};

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::cancel::not_running;
 use super::end_backup::{end_backup, storage_failed};
+use super::events::tell;
 use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, JobDisk, Turn};
@@ -20,7 +21,7 @@ use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::export::StorageFailure;
 use crate::id::{BackupId, ChangeId};
-use crate::model::{CompleteDisk, DiskStatus, JobStatus};
+use crate::model::{BackupChange, CompleteDisk, DiskStatus, JobStatus};
 use crate::repository::{Counters, ImageFacts, MANIFEST_VERSION, Manifest};
 
 /// Completes a disk. Repeating it with the same change id is fine, whatever has happened in between.
@@ -49,6 +50,9 @@ pub(crate) async fn complete_disk(hub: Arc<Hub>, request: CompleteDisk) -> Resul
         .complete_disk(&request, disk.counters(), hub.clock.now())
         .await?;
     hub.reached(Step::DiskCompleted).await;
+    if !completion.repeated {
+        tell(&hub, BackupChange::DiskCompleted, &job.id).await;
+    }
     if completion.remaining == 0 {
         publish(&hub, &job, &mut turn).await?;
     }

@@ -12,7 +12,7 @@ use super::hub::Hub;
 use crate::blocking::blocking;
 use crate::error::Error;
 use crate::id::BackupId;
-use crate::model::{Backup, BackupDisk, Intent, JobStatus};
+use crate::model::{Backup, BackupChange, BackupDisk, Intent, JobStatus};
 use crate::repository::{Discard, Repository};
 
 /// Deletes a backup that has ended; its files are gone when it returns.
@@ -36,6 +36,7 @@ pub(crate) async fn delete_backup(hub: Arc<Hub>, id: BackupId) -> Result<(), Err
     hub.reached(Step::DeletionIntended).await;
     remove(&hub, &repository, &deletion.backup, &deletion.disks).await?;
     tracing::info!(backup_id = %id, "backup deleted");
+    hub.events.tell(BackupChange::Deleted, deletion.backup);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::events::tell;
 use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, Turn};
@@ -13,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::export::StorageFailure;
 use crate::id::BackupId;
 use crate::limits::{RECORD_RETRY_FIRST, RECORD_RETRY_LAST};
-use crate::model::Intent;
+use crate::model::{BackupChange, Intent};
 use crate::repository::{Discard, ImagePath, Repository};
 
 /// Ends a backup whose turn the caller has. Nothing of it can become a parent afterwards. An error of one of the stores
@@ -49,6 +50,11 @@ pub(crate) async fn end_backup(
     hub.jobs().remove(&job.id);
     job.ended.cancel();
     tracing::warn!(backup_id = %job.id, ?ending, reason, "backup ended without success");
+    let change = match ending {
+        Ending::Failed => BackupChange::Failed,
+        Ending::Cancelled => BackupChange::Cancelled,
+    };
+    tell(hub, change, &job.id).await;
 }
 
 /// Records an end that the database refused at first: now, and if it still refuses, again and again in the background until

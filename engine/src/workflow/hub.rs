@@ -9,6 +9,7 @@ use nbd_server::Gate;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::events::Events;
 use super::hooks::{Hooks, Step};
 use super::job::Job;
 use super::leases::Leases;
@@ -36,6 +37,8 @@ pub(crate) struct Hub {
     pub(crate) hooks: Hooks,
     pub(crate) repositories: Mutex<HashMap<RepositoryId, Arc<Repository>>>,
     pub(crate) jobs: Mutex<HashMap<BackupId, Arc<Job>>>,
+    /// Live views.
+    pub(crate) events: Events,
     /// Who reads which backup's files.
     pub(crate) leases: Leases,
     /// Workflows that run to their end whatever becomes of the caller.

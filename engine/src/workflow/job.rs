@@ -59,6 +59,8 @@ pub(crate) struct Watched {
     pub(crate) recorded_at: Timestamp,
     /// What was recorded then.
     pub(crate) recorded: Option<Progress>,
+    /// What live views were told last.
+    pub(crate) told: Option<Progress>,
 }
 
 /// What only the one whose turn it is may look at and change.

@@ -1,5 +1,6 @@
 //! One file per verb; each reads: load (catalog), decide (model), act (repository, export, node), record (catalog).
 
+mod events;
 mod hooks;
 mod hub;
 mod job;
@@ -30,6 +31,7 @@ pub(crate) use chain::{chain, chain_layers};
 pub(crate) use change_id::change_id;
 pub(crate) use complete_disk::complete_disk;
 pub(crate) use delete_backup::delete_backup;
+pub use events::{Heard, Subscription};
 pub(crate) use hooks::Hooks;
 pub(crate) use hub::Hub;
 pub(crate) use inventory::add_credential;

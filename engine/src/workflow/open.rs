@@ -6,6 +6,7 @@ use nbd_server::{Gate, ServerLimits};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::events::Events;
 use super::hooks::Hooks;
 use super::hub::Hub;
 use super::leases::Leases;
@@ -67,6 +68,7 @@ pub(crate) async fn open(
         hooks,
         repositories: Mutex::new([(id, Arc::new(repository))].into()),
         jobs: Mutex::default(),
+        events: Events::default(),
         leases: Leases::default(),
         tasks: TaskTracker::new(),
         stopping: CancellationToken::new(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::end_backup::end_backup;
+use super::events::tell;
 use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, Turn};
@@ -10,7 +11,7 @@ use super::watch::record_progress;
 use crate::blocking::blocking;
 use crate::catalog::Ending;
 use crate::error::Error;
-use crate::model::Intent;
+use crate::model::{BackupChange, Intent};
 use crate::repository::{ImagePath, Repository};
 
 /// Publishes the backup and ends its job. May be repeated if a store failed in the middle.
@@ -33,6 +34,7 @@ pub(crate) async fn publish(hub: &Hub, job: &Job, turn: &mut Turn) -> Result<(),
     hub.jobs().remove(&job.id);
     job.ended.cancel();
     tracing::info!(backup_id = %job.id, "backup completed");
+    tell(hub, BackupChange::Completed, &job.id).await;
     Ok(())
 }
 

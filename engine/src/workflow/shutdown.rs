@@ -8,6 +8,7 @@ use crate::catalog::Ending;
 /// the catalog. May be called many times.
 pub(crate) async fn shutdown(hub: &Hub) {
     hub.stopping.cancel();
+    hub.events.end();
     // A start that is half way either finishes, and is ended below, or finds the exports closed and undoes itself.
     let exports = hub.exports.shut_down();
     hub.tasks.close();

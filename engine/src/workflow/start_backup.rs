@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::end_backup::end_on_storage_failure;
+use super::events::tell;
 use super::hooks::Step;
 use super::hub::Hub;
 use super::job::{Job, JobDisk, Turn, Watched};
@@ -24,8 +25,8 @@ use crate::export::{Device, FailureReport, LiveExport, RegisterError, StorageFai
 use crate::id::ExportName;
 use crate::limits::REPOSITORY_RESERVE_BYTES;
 use crate::model::{
-    Backup, BackupPlan, DeclaredParent, Intent, JobStatus, Meter, PlannedDisk, PreparedDisk,
-    StartBackup, StartedBackup, Transfer, Vm, WantedDisk, Watch, plan_backup,
+    Backup, BackupChange, BackupPlan, DeclaredParent, Intent, JobStatus, Meter, PlannedDisk,
+    PreparedDisk, StartBackup, StartedBackup, Transfer, Vm, WantedDisk, Watch, plan_backup,
 };
 use crate::node::{NodeStart, VcenterLogin, no_key};
 use crate::repository::{Discard, ImagePath, Repository};
@@ -50,7 +51,10 @@ pub(crate) async fn start_backup(
     let backup = hub.catalog.begin_backup(&begin, hub.clock.now()).await?;
     hub.reached(Step::Recorded).await;
     match set_up(&hub, &decided, &begin, &backup).await {
-        Ok(()) => started(&hub, &begin, &decided.repository).await,
+        Ok(()) => {
+            tell(&hub, BackupChange::Started, &begin.id).await;
+            started(&hub, &begin, &decided.repository).await
+        }
         Err(error) => {
             tracing::warn!(backup_id = %begin.id, %error, "backup was not started");
             match undo(&hub, &decided.repository, &begin).await {
@@ -290,6 +294,7 @@ async fn make_job(
             watch: Watch::default(),
             recorded_at: backup.created_at,
             recorded: None,
+            told: None,
         }),
         calls: AtomicU64::new(0),
         ended: CancellationToken::new(),

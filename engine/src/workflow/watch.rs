@@ -5,13 +5,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::end_backup::end_backup;
+use super::events::tell;
 use super::hub::Hub;
 use super::job::{Job, Turn};
 use super::publish::publish;
 use crate::catalog::{DiskProgress, Ending};
 use crate::clock::Timestamp;
 use crate::limits::{RECORD_INTERVAL_S, WATCH_INTERVAL};
-use crate::model::Silence;
+use crate::model::{BackupChange, Silence};
 
 /// Looks at the running backups from now on, until the hub stops or is dropped.
 pub(crate) fn watch(hub: &Arc<Hub>) {
@@ -47,6 +48,9 @@ pub(crate) async fn look(hub: &Hub) -> Vec<(Arc<Job>, Silence)> {
             record_progress(hub, &job, now).await;
         } else {
             job.measure(now);
+        }
+        if hub.events.is_heard() && is_news(&job, now) {
+            tell(hub, BackupChange::Progress, &job.id).await;
         }
         // Whoever has the turn is at work for a client that waits, or ends the job.
         if job.turn.try_lock().is_err() {
@@ -101,6 +105,15 @@ fn is_due(job: &Job, now: Timestamp) -> bool {
     let passed = (now - watched.recorded_at).whole_seconds();
     let is_time = !(0..RECORD_INTERVAL_S).contains(&passed);
     is_time && watched.recorded.as_ref() != Some(&progress)
+}
+
+/// Whether the backup has changed since live views were told.
+fn is_news(job: &Job, now: Timestamp) -> bool {
+    let progress = job.measure(now);
+    let mut watched = job.watched.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_news = watched.told.as_ref() != Some(&progress);
+    watched.told = Some(progress);
+    is_news
 }
 
 fn is_sealed(job: &Job, turn: &Turn) -> bool {

@@ -6,6 +6,7 @@ mod changeid;
 mod complete;
 mod delete;
 mod disks;
+mod events;
 mod list;
 mod show;
 mod start;
@@ -22,6 +23,8 @@ pub(crate) fn routes() -> Guarded<Backups> {
         .allow(Verb::StartBackup, routes!(start::start))
         .allow(Verb::ReadBackups, routes!(list::list))
         .allow(Verb::ReadBackups, routes!(stats::stats))
+        .allow(Verb::ReadBackups, routes!(events::all))
+        .allow(Verb::ReadBackups, routes!(events::one))
         .allow(Verb::ReadChangeId, routes!(changeid::change_id))
         .allow(Verb::ReadBackups, routes!(chain::chain))
         .allow(Verb::ReadBackups, routes!(show::show))

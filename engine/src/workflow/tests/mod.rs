@@ -3,8 +3,11 @@
 mod backups;
 mod crashes;
 mod deletion;
+mod events;
 mod refusals;
 mod storage;
 mod telemetry;
 mod watch;
 mod world;
+
+pub(crate) use world::any_backup;

@@ -382,3 +382,35 @@ pub(super) async fn deadline<T>(event: impl Future<Output = T>) -> T {
         .await
         .expect("the event comes in time")
 }
+
+/// A backup in no particular state.
+pub(crate) fn any_backup() -> Backup {
+    let at = datetime!(2025-10-10 12:00:00 UTC);
+    Backup {
+        id: BackupId::parse("backup-web-1").unwrap(),
+        vm_context_id: VmContextId::parse("ctx-web").unwrap(),
+        context_id: None,
+        vm_name: "web".to_owned(),
+        repository_id: RepositoryId::parse("local").unwrap(),
+        policy_id: None,
+        backup_type: BackupType::Full,
+        type_reason: None,
+        transfer: None,
+        status: JobStatus::Running,
+        intent: None,
+        current_phase: String::new(),
+        file_path: PARENT_MARKER.to_owned(),
+        bytes_transferred: 0,
+        total_bytes: 0,
+        disks_count: 1,
+        change_id: None,
+        error_message: None,
+        transfer_speed_bps: 0,
+        eta_seconds: 0,
+        progress_percent: 0.0,
+        created_at: at,
+        started_at: Some(at),
+        completed_at: None,
+        last_telemetry_at: None,
+    }
+}
