@@ -93,6 +93,14 @@ impl Hub {
         answer(self.http.get(format!("{}{path}", self.api))).await
     }
 
+    /// `DELETE path`: status and body (`Null` when it is no JSON).
+    ///
+    /// # Panics
+    /// When the hub does not answer.
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        answer(self.http.delete(format!("{}{path}", self.api))).await
+    }
+
     /// `POST path` with a JSON body.
     ///
     /// # Panics
