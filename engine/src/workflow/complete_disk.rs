@@ -20,7 +20,7 @@ use crate::catalog::Ending;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::export::StorageFailure;
-use crate::id::{BackupId, ChangeId};
+use crate::id::ChangeId;
 use crate::model::{BackupChange, CompleteDisk, DiskStatus, JobStatus};
 use crate::repository::{Counters, ImageFacts, MANIFEST_VERSION, Manifest};
 
