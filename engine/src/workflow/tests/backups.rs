@@ -401,3 +401,48 @@ async fn restoring_refuses_to_overwrite_and_comparing_finds_the_byte() {
         .await;
     assert_eq!(missing.unwrap_err().kind, ErrorKind::NotFound);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancellation_ends_what_runs_and_nothing_else() {
+    let world = World::new();
+    let engine = world.open_with_vm().await;
+    // Running: at once, with data, with a complete disk.
+    for complete_disks in 0..3_u32 {
+        let started = start(&engine, RequestedType::Full).await;
+        let id = &started.backup.id;
+        if complete_disks > 0 {
+            write(&connect(&engine, &started.disks[0]).await, 0, b"x").await;
+        }
+        if complete_disks > 1 {
+            complete(&engine, id, 0, "a/1").await;
+        }
+        engine.cancel_backup(id).await.unwrap();
+        let cancelled = engine.backup(id).await.unwrap();
+        assert_eq!(cancelled.status, JobStatus::Cancelled);
+        assert_eq!(
+            cancelled.error_message.as_deref(),
+            Some("cancelled by request")
+        );
+        assert!(world.files().is_empty(), "{:?}", world.files());
+        world.clock.advance(time::Duration::seconds(1));
+    }
+    // Ended, in each way: nothing changes.
+    let failed = start(&engine, RequestedType::Full).await.backup.id;
+    let report = Telemetry {
+        status: "failed".to_owned(),
+        ..Telemetry::default()
+    };
+    engine.telemetry(&failed, report).await.unwrap();
+    let completed = full(&engine, &disks(&mut seeded(9)), 1).await;
+    let cancelled = start(&engine, RequestedType::Full).await.backup.id;
+    engine.cancel_backup(&cancelled).await.unwrap();
+    for id in [failed, completed, cancelled] {
+        let before = engine.backup(&id).await.unwrap();
+        let error = engine.cancel_backup(&id).await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::Conflict, "backup is not running")
+        );
+        assert_eq!(engine.backup(&id).await.unwrap(), before);
+    }
+}
