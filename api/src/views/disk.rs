@@ -57,6 +57,9 @@ pub struct BackupDiskView {
     /// Size of the image file.
     #[serde(default)]
     pub written_bytes: u64,
+    /// 0 to 100.
+    #[serde(default)]
+    pub progress_percent: f64,
     /// Why it failed.
     pub error_message: Option<String>,
     /// UTC.
@@ -79,6 +82,7 @@ impl From<BackupDisk> for BackupDiskView {
             equal_bytes: disk.equal_bytes,
             stored_bytes: disk.stored_bytes,
             written_bytes: disk.written_bytes,
+            progress_percent: disk.progress_percent,
             error_message: disk.error_message,
             completed_at: disk.completed_at.map(utc),
         }

@@ -42,7 +42,7 @@ macro_rules! select_disks {
             " SELECT d.id, d.backup_job_id, d.disk_index, d.vmware_disk_key, d.size_gb, d.disk_change_id, d.qcow2_path, ",
             "d.status, d.error_message, d.completed_at, d.capacity_bytes, d.parent_disk_id, d.base_change_id, d.parent_reason, ",
             "d.chain_depth, d.export_name, d.bytes_transferred, d.received_bytes, d.zero_bytes, d.equal_bytes, d.stored_bytes, ",
-            "d.written_bytes, ",
+            "d.written_bytes, d.progress_percent, ",
             "p.backup_job_id AS parent_backup_id ",
             $rest
         )
@@ -175,6 +175,7 @@ pub(super) struct DiskRow {
     equal_bytes: Option<i64>,
     stored_bytes: Option<i64>,
     written_bytes: Option<i64>,
+    progress_percent: f64,
     parent_backup_id: Option<String>,
 }
 
@@ -227,6 +228,8 @@ impl TryFrom<DiskRow> for BackupDisk {
             equal_bytes: unsigned("equal_bytes", row.equal_bytes.unwrap_or(0))?,
             stored_bytes: unsigned("stored_bytes", row.stored_bytes.unwrap_or(0))?,
             written_bytes: unsigned("written_bytes", row.written_bytes.unwrap_or(0))?,
+            // A legacy hub stored what a client said.
+            progress_percent: row.progress_percent.clamp(0.0, 100.0),
             error_message: row.error_message,
             completed_at: from_optional_text("completed_at", row.completed_at.as_deref())?,
         })

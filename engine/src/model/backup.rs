@@ -244,6 +244,8 @@ pub struct BackupDisk {
     pub stored_bytes: u64,
     /// Size of the image file in bytes: what was stored, less what was stored twice, and the tables.
     pub written_bytes: u64,
+    /// 0 to 100.
+    pub progress_percent: f64,
     /// Why it failed.
     pub error_message: Option<String>,
     /// When it was completed.

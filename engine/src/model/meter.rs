@@ -128,6 +128,12 @@ impl Meter {
         self.update(disks);
     }
 
+    /// How much of a disk is done, in percent.
+    #[must_use]
+    pub fn disk_percent(&self, disk: &DiskShare) -> f64 {
+        self.share(disk).clamp(0.0, 1.0) * 100.0
+    }
+
     /// What the backup shows now.
     #[must_use]
     pub fn shown(&self) -> &Progress {

@@ -113,6 +113,11 @@ impl Job {
         meter.shown().clone()
     }
 
+    /// How much of one of its disks is done, in percent.
+    pub(crate) fn disk_percent(&self, disk: &JobDisk) -> f64 {
+        self.meter().disk_percent(&disk.share())
+    }
+
     fn meter(&self) -> MutexGuard<'_, Meter> {
         // No code panics while holding it; a poisoned meter would still measure.
         self.meter.lock().unwrap_or_else(PoisonError::into_inner)

@@ -52,8 +52,10 @@ pub(crate) async fn backup_disks(hub: &Hub, id: &BackupId) -> Result<Vec<BackupD
 }
 
 fn add_live_counters(job: Option<&Arc<Job>>, disk: &mut BackupDisk) {
-    if let Some(live) = job.and_then(|job| job.disk(disk.disk_index)) {
+    let Some(job) = job else { return };
+    if let Some(live) = job.disk(disk.disk_index) {
         let counters = live.counters();
+        disk.progress_percent = disk.progress_percent.max(job.disk_percent(live));
         disk.received_bytes = counters.received_bytes;
         disk.zero_bytes = counters.zero_bytes;
         disk.equal_bytes = counters.equal_bytes;

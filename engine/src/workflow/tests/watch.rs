@@ -214,6 +214,9 @@ async fn progress_is_measured_and_recorded_at_intervals() {
     // Not recorded yet, but shown.
     let recorded = || engine.hub.catalog.backup(id);
     assert_eq!(recorded().await.unwrap().bytes_transferred, 0);
+    let disks = engine.backup_disks(id).await.unwrap();
+    assert!((disks[0].progress_percent - 50.0).abs() < 0.01, "{disks:?}");
+    assert_eq!(disks[1].progress_percent, 0.0);
     let shown = engine.backup(id).await.unwrap();
     assert_eq!(shown.bytes_transferred, 1024 * KIB as u64);
     assert_eq!(shown.current_phase, "transferring");
@@ -243,6 +246,7 @@ async fn progress_is_measured_and_recorded_at_intervals() {
     assert_eq!(done.bytes_transferred, 1024 * KIB as u64);
     assert_eq!((done.transfer_speed_bps, done.eta_seconds), (0, 0));
     for disk in engine.backup_disks(&done.id).await.unwrap() {
+        assert_eq!(disk.progress_percent, 100.0);
         let sum = disk.zero_bytes + disk.equal_bytes + disk.stored_bytes;
         assert_eq!(disk.received_bytes, sum);
         let image = std::fs::metadata(disk.image_path.unwrap()).unwrap();
