@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::{
-    Clock, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock, Tokens, WatchLimits,
+    Clock, Endpoint, Engine, EngineConfig, ListenAddress, Listener, Secret, SystemClock, Tls,
+    Tokens, WatchLimits,
 };
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
@@ -30,9 +31,10 @@ pub struct ServeConfig {
     pub database: Option<String>,
     /// Where REST listens; port 0 takes a free one.
     pub api: SocketAddr,
-    /// Where NBD listens, at least one; TCP port 0 takes a free one.
-    pub nbd: Vec<ListenAddress>,
-    /// `HOST:PORT` that backup answers name; `None` is the first TCP listener of `nbd`.
+    /// Where NBD listens, at least one, and whether in TLS; TCP port 0 takes a free one.
+    pub nbd: Vec<Endpoint>,
+    /// `HOST:PORT` that backup answers name; `None` is the first TCP listener of `nbd` that serves
+    /// without TLS, else the first.
     pub nbd_advertise: Option<String>,
     /// The node appliance.
     pub sna_url: String,
@@ -54,10 +56,7 @@ impl ServeConfig {
             data_dir: data_dir.into(),
             database: None,
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, 8082)),
-            nbd: vec![ListenAddress::Tcp(SocketAddr::from((
-                Ipv4Addr::LOCALHOST,
-                10809,
-            )))],
+            nbd: vec![ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 10809))).into()],
             nbd_advertise: None,
             sna_url: "http://127.0.0.1:9081".to_owned(),
             credential_key: None,
@@ -73,14 +72,15 @@ impl ServeConfig {
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
             api: any_port,
-            nbd: vec![ListenAddress::Tcp(any_port)],
+            nbd: vec![ListenAddress::Tcp(any_port).into()],
             ..Self::new(data_dir)
         }
     }
 
     /// # Errors
     /// [`StartError::Exposed`] for a listener that other machines can reach without `insecure`; the
-    /// API may be reached where tokens are asked for and there is one.
+    /// API may be reached where tokens are asked for and there is one, NBD where every client shows a
+    /// certificate first.
     async fn refuse_exposure(&self) -> Result<(), StartError> {
         if self.insecure {
             return Ok(());
@@ -92,15 +92,11 @@ impl ServeConfig {
                 remedy: "make a token (sendense-hub token create)",
             });
         }
-        let nbd = self.nbd.iter().find_map(|address| match address {
-            ListenAddress::Tcp(address) if !address.ip().is_loopback() => Some(*address),
-            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => None,
-        });
-        match nbd {
+        match self.nbd.iter().find_map(exposed) {
             Some(address) => Err(StartError::Exposed {
                 listener: "nbd",
                 address,
-                remedy: "let a tunnel lead to it",
+                remedy: CERTIFICATES_REMEDY,
             }),
             None => Ok(()),
         }
@@ -122,6 +118,22 @@ impl ServeConfig {
             (false, true) => Trust::Everybody,
             (false, false) => Trust::Loopback,
         }
+    }
+}
+
+/// What makes an NBD listener safe that other machines can reach.
+pub(crate) const CERTIFICATES_REMEDY: &str =
+    "serve it with --tls require --tls-certificates DIR --tls-verify-peer";
+
+/// The address of an NBD listener that other machines can reach while nothing says who they are.
+pub(crate) fn exposed(endpoint: &Endpoint) -> Option<SocketAddr> {
+    match endpoint.address {
+        ListenAddress::Tcp(address)
+            if !address.ip().is_loopback() && !endpoint.tls.authenticates_clients() =>
+        {
+            Some(address)
+        }
+        ListenAddress::Tcp(_) | ListenAddress::Unix(_) => None,
     }
 }
 
@@ -167,6 +179,7 @@ pub struct RunningHub {
     engine: Engine,
     api: SocketAddr,
     nbd: Vec<ListenAddress>,
+    nbd_url: String,
     stop: CancellationToken,
     http: JoinHandle<()>,
     sessions: JoinSet<()>,
@@ -200,7 +213,7 @@ impl RunningHub {
     /// URI of the first NBD listener, without an export name.
     #[must_use]
     pub fn nbd_url(&self) -> String {
-        self.nbd.first().map(nbd_url).unwrap_or_default()
+        self.nbd_url.clone()
     }
 
     /// Ends in order: stops accepting, answers what is in flight (bounded by
@@ -251,14 +264,15 @@ pub async fn start_with_clock(
     config.refuse_exposure().await?;
     let trust = config.trust();
     let listeners = bind_nbd(&config.nbd).await?;
-    let nbd: Vec<_> = listeners.iter().map(Listener::local_address).collect();
+    let bound: Vec<_> = listeners.iter().map(Listener::endpoint).collect();
+    let nbd_url = bound.first().map(nbd_url).unwrap_or_default();
     let http = TcpListener::bind(config.api)
         .await
         .map_err(|source| bind_error(&config.api, source))?;
     let api = http
         .local_addr()
         .map_err(|source| bind_error(&config.api, source))?;
-    let engine = Engine::open(engine_config(config, &nbd)?, Arc::clone(&clock))
+    let engine = Engine::open(engine_config(config, &bound)?, Arc::clone(&clock))
         .await
         .map_err(StartError::Engine)?;
 
@@ -279,28 +293,29 @@ pub async fn start_with_clock(
     Ok(RunningHub {
         engine,
         api,
-        nbd,
+        nbd: bound.into_iter().map(|endpoint| endpoint.address).collect(),
+        nbd_url,
         stop,
         http,
         sessions,
     })
 }
 
-async fn bind_nbd(addresses: &[ListenAddress]) -> Result<Vec<Listener>, StartError> {
-    if addresses.is_empty() {
+async fn bind_nbd(endpoints: &[Endpoint]) -> Result<Vec<Listener>, StartError> {
+    if endpoints.is_empty() {
         return Err(StartError::NoNbdListener);
     }
-    let mut listeners = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        let listener = Listener::bind(address)
+    let mut listeners = Vec::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        let listener = Listener::bind(&endpoint.address)
             .await
-            .map_err(|source| bind_error(&nbd_url(address), source))?;
-        listeners.push(listener);
+            .map_err(|source| bind_error(&nbd_url(endpoint), source))?;
+        listeners.push(listener.with_tls(endpoint.tls.clone()));
     }
     Ok(listeners)
 }
 
-fn engine_config(config: ServeConfig, nbd: &[ListenAddress]) -> Result<EngineConfig, StartError> {
+fn engine_config(config: ServeConfig, nbd: &[Endpoint]) -> Result<EngineConfig, StartError> {
     let nbd_advertise = match config.nbd_advertise {
         Some(told) => told,
         None => advertised(nbd).ok_or(StartError::NothingToAdvertise)?,
@@ -315,9 +330,16 @@ fn engine_config(config: ServeConfig, nbd: &[ListenAddress]) -> Result<EngineCon
     })
 }
 
-/// The first TCP listener; "any address" is no address to connect to, its loopback is.
-fn advertised(nbd: &[ListenAddress]) -> Option<String> {
-    nbd.iter().find_map(|address| match address {
+/// The first TCP listener without TLS, which every client understands, else the first; "any address"
+/// is no address to connect to, its loopback is.
+fn advertised(nbd: &[Endpoint]) -> Option<String> {
+    let (in_tls, plain): (Vec<_>, Vec<_>) = nbd.iter().partition(|endpoint| requires_tls(endpoint));
+    let of_all = |endpoints: &[&Endpoint]| endpoints.iter().find_map(|one| host_and_port(one));
+    of_all(&plain).or_else(|| of_all(&in_tls).map(|text| format!("nbds://{text}")))
+}
+
+fn host_and_port(endpoint: &Endpoint) -> Option<String> {
+    match &endpoint.address {
         ListenAddress::Tcp(address) if address.ip().is_unspecified() => {
             let loopback: IpAddr = match address.ip() {
                 IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -327,15 +349,24 @@ fn advertised(nbd: &[ListenAddress]) -> Option<String> {
         }
         ListenAddress::Tcp(address) => Some(address.to_string()),
         ListenAddress::Unix(_) => None,
-    })
+    }
+}
+
+fn requires_tls(endpoint: &Endpoint) -> bool {
+    matches!(endpoint.tls, Tls::Require(_))
 }
 
 /// The NBD URI of a listener, without an export name (NBD URI specification).
 #[must_use]
-pub fn nbd_url(address: &ListenAddress) -> String {
-    match address {
-        ListenAddress::Tcp(address) => format!("nbd://{address}"),
-        ListenAddress::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
+pub fn nbd_url(endpoint: &Endpoint) -> String {
+    let scheme = if requires_tls(endpoint) {
+        "nbds"
+    } else {
+        "nbd"
+    };
+    match &endpoint.address {
+        ListenAddress::Tcp(address) => format!("{scheme}://{address}"),
+        ListenAddress::Unix(path) => format!("{scheme}+unix:///?socket={}", path.display()),
     }
 }
 

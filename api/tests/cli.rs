@@ -52,6 +52,19 @@ fn usage_errors_exit_with_two_and_failures_with_one() {
     check(&["nonsense"], 2, "nonsense");
     check(&["serve", "--api", "nowhere"], 2, "HOST:PORT");
     check(&["export"], 2, "IMAGE");
+    let needs = "--tls-certificates";
+    check(&["export", "--tls", "require", "disk.img"], 2, needs);
+    let listen = "127.0.0.1:0,tls=on";
+    check(&["export", "--listen", listen, "disk.img"], 2, needs);
+    check(&["serve", "--tls", "on"], 2, needs);
+    check(&["serve", "--nbd", listen], 2, needs);
+    check(&["serve", "--tls", "always"], 2, "always");
+    let absent = ["--tls", "on", needs, "absent"];
+    check(
+        &[&["serve"], &absent[..]].concat(),
+        1,
+        "absent/server-cert.pem",
+    );
     check(&["serve", "--config", "absent.toml"], 1, "path=absent.toml");
     check(&["serve", "--log", "]["], 1, "log filter");
     check(&["list", "--hub", "http://127.0.0.1:1"], 1, "ask the hub");

@@ -15,7 +15,7 @@ async fn addresses_that_others_reach_need_insecure_said_out_loud() {
         ..ServeConfig::ephemeral(data.path())
     };
     let nbd = ServeConfig {
-        nbd: vec![ListenAddress::Tcp(everywhere)],
+        nbd: vec![ListenAddress::Tcp(everywhere).into()],
         ..ServeConfig::ephemeral(data.path())
     };
     for (config, named) in [(api, "api"), (nbd, "nbd")] {
@@ -115,7 +115,7 @@ async fn a_hub_needs_a_listener_and_something_to_advertise() {
         Err(StartError::NoNbdListener)
     ));
     let unix = ServeConfig {
-        nbd: vec![ListenAddress::Unix(data.path().join("nbd.sock"))],
+        nbd: vec![ListenAddress::Unix(data.path().join("nbd.sock")).into()],
         ..ServeConfig::ephemeral(data.path())
     };
     assert!(matches!(

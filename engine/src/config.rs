@@ -11,7 +11,8 @@ pub struct EngineConfig {
     pub data_dir: PathBuf,
     /// `sqlite:PATH`; `None` is `hub.db` in `data_dir`.
     pub database: Option<String>,
-    /// `HOST:PORT` that `nbd_targets` and `nbd_url` name.
+    /// `HOST:PORT` that `nbd_targets` and `nbd_url` name; with `nbds://` before it where nothing is
+    /// served without TLS.
     pub nbd_advertise: String,
     /// Base URL of the node appliance.
     pub node_url: String,

@@ -43,4 +43,6 @@ pub use workflow::{Heard, Subscription};
 pub use nbd_server::Statistics as NbdStatistics;
 pub use nbd_server::statistics::{Counts, Kind};
 /// A bound NBD listener and its address, so that `api` wires the hub without a dependency on the NBD crate.
-pub use nbd_server::{ListenAddress, Listener, ServerLimits};
+pub use nbd_server::{
+    Endpoint, ListenAddress, Listener, ServerLimits, Tls, TlsError, TlsPem, TlsServer,
+};

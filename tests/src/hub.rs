@@ -240,7 +240,8 @@ pub fn first_line(child: &mut Child) -> String {
 
 fn ready(line: &str) -> Option<(String, SocketAddr)> {
     let rest = line.strip_prefix("ready api=")?;
-    let (api, nbd) = rest.split_once(" nbd=nbd://")?;
+    let (api, nbd) = rest.split_once(" nbd=")?;
+    let nbd = nbd.strip_prefix("nbds://").or(nbd.strip_prefix("nbd://"))?;
     let nbd = nbd.split([' ', '/']).next()?;
     Some((api.to_owned(), nbd.parse().ok()?))
 }

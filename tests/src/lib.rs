@@ -10,6 +10,7 @@
 //! - [`lossy_fs`]: real files on a disk that loses what was not synced.
 //! - [`usage`]: memory and descriptors of a process.
 //! - [`wire`]: an NBD connection that misbehaves as told.
+//! - [`certificates`]: folders of certificates for TLS, made on the spot.
 //! - [`servers`]: NBD servers, ours and those of others, and one client that asks them all the same.
 
 #![expect(
@@ -17,6 +18,7 @@
     reason = "seeds and skips are told to whoever reads the test's output"
 )]
 
+pub mod certificates;
 pub mod disk;
 
 pub mod hub;

@@ -65,7 +65,7 @@ impl Exported {
             read_only,
         };
         let name = "disk".to_owned();
-        let listen = [ListenAddress::Unix(socket.clone())];
+        let listen = [ListenAddress::Unix(socket.clone()).into()];
         let serving = serve(
             vec![NamedDevice { name, device }],
             &listen,

@@ -26,7 +26,7 @@ impl Served {
     fn new(device: Device) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let name = "vm-disk0".to_owned();
-        let listen = [ListenAddress::Tcp(([127, 0, 0, 1], 0).into())];
+        let listen = [ListenAddress::Tcp(([127, 0, 0, 1], 0).into()).into()];
         let server = runtime
             .block_on(serve(
                 vec![NamedDevice { name, device }],

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use engine::standalone::{self, Device, NamedDevice};
-use engine::{ListenAddress, ServerLimits};
+use engine::{Endpoint, ListenAddress, ServerLimits};
 
 use super::image::{Format, source};
-use super::serve::{Listen, listen};
+use super::listen::{Listen, Listens, listen};
 use super::signals::Ends;
+use super::tls::{TlsChoice, TlsMode};
 use super::{logging, output, size};
+use crate::hub;
 
 /// Serve image files over NBD without the hub.
 ///
@@ -39,14 +41,27 @@ pub(crate) struct Export {
     )]
     roots: Vec<PathBuf>,
 
-    /// Where to listen, HOST:PORT or unix:PATH; may be given several times
-    /// [default: 127.0.0.1:10809 unless --socket is given].
+    /// Where to listen, HOST:PORT or unix:PATH, each with ,tls=off|on|require behind it where --tls does
+    /// not hold; may be given several times [default: 127.0.0.1:10809 unless --socket is given].
     #[arg(long, value_name = "ADDR", value_parser = listen)]
-    listen: Vec<Listen>,
+    listen: Vec<Listens>,
 
     /// Listen on this unix socket.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+
+    /// TLS: off, on (for clients that ask for it), or require [default: off].
+    #[arg(long, value_name = "MODE", value_enum)]
+    tls: Option<TlsMode>,
+
+    /// Folder with server-cert.pem and server-key.pem, and for --tls-verify-peer ca-cert.pem and maybe
+    /// ca-crl.pem.
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
+
+    /// In TLS, serve clients only that show a certificate of the authority in ca-cert.pem.
+    #[arg(long)]
+    tls_verify_peer: bool,
 
     /// Refuse writes.
     #[arg(long, conflicts_with_all = ["create", "discard_sink"])]
@@ -90,17 +105,13 @@ impl Export {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         logging::start(&self.log)?;
         let mut ends = Ends::catch().context("catch signals")?;
-        let listen = self.addresses()?;
+        let listen = self.endpoints()?;
         let limits = ServerLimits {
             extended_headers: !self.no_extended_headers,
             ..ServerLimits::default()
         };
         let server = standalone::serve(self.devices()?, &listen, limits).await?;
-        let urls: Vec<_> = server
-            .local_addresses()
-            .iter()
-            .map(crate::hub::nbd_url)
-            .collect();
+        let urls: Vec<_> = server.endpoints().iter().map(hub::nbd_url).collect();
         let ready = format!("ready {}", urls.join(" "));
         if let Err(error) = output::line(ready) {
             tracing::warn!(%error, "nobody reads stdout");
@@ -111,24 +122,28 @@ impl Export {
         Ok(())
     }
 
-    fn addresses(&self) -> anyhow::Result<Vec<ListenAddress>> {
-        let told = self.listen.iter().map(|Listen(address)| address.clone());
-        let socket = self.socket.iter().cloned().map(ListenAddress::Unix);
-        let mut addresses: Vec<_> = told.chain(socket).collect();
-        if addresses.is_empty() {
-            addresses.push(ListenAddress::Tcp(([127, 0, 0, 1], 10809).into()));
+    fn endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
+        let told = self.listen.iter().flat_map(|listens| listens.0.clone());
+        let sockets = self.socket.iter().cloned().map(ListenAddress::Unix);
+        let mut listens: Vec<_> = told.chain(sockets.map(Listen::from)).collect();
+        if listens.is_empty() {
+            listens.push(Listen::default());
         }
-        for address in &addresses {
-            if let ListenAddress::Tcp(address) = address
-                && !address.ip().is_loopback()
-                && !self.insecure
-            {
-                bail!(
-                    "exposed listener: anyone who reaches this address could use the image; bind a loopback address, or say --insecure address={address}"
-                );
-            }
+        let choice = TlsChoice {
+            mode: self.tls,
+            certificates: self.tls_certificates.clone(),
+            verify_peer: self.tls_verify_peer,
+        };
+        let endpoints = choice.endpoints(listens)?;
+        if let Some(address) = endpoints.iter().find_map(hub::exposed)
+            && !self.insecure
+        {
+            let remedy = hub::CERTIFICATES_REMEDY;
+            bail!(
+                "exposed listener: anyone who reaches this address could use the image; bind a loopback address, {remedy}, or say --insecure address={address}"
+            );
         }
-        Ok(addresses)
+        Ok(endpoints)
     }
 
     fn devices(&self) -> anyhow::Result<Vec<NamedDevice>> {
@@ -246,19 +261,19 @@ mod tests {
 
     #[test]
     fn only_loopback_without_saying_insecure() {
-        assert!(parse("--listen 127.0.0.1:0 a").unwrap().addresses().is_ok());
-        assert!(parse("--listen [::1]:0 a").unwrap().addresses().is_ok());
-        assert!(parse("--listen 0.0.0.0:0 a").unwrap().addresses().is_err());
+        assert!(parse("--listen 127.0.0.1:0 a").unwrap().endpoints().is_ok());
+        assert!(parse("--listen [::1]:0 a").unwrap().endpoints().is_ok());
+        assert!(parse("--listen 0.0.0.0:0 a").unwrap().endpoints().is_err());
         assert!(
             parse("--insecure --listen 0.0.0.0:0 a")
                 .unwrap()
-                .addresses()
+                .endpoints()
                 .is_ok()
         );
         assert_eq!(
             parse("--socket /s --listen 127.0.0.1:0 a")
                 .unwrap()
-                .addresses()
+                .endpoints()
                 .unwrap()
                 .len(),
             2

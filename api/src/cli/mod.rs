@@ -9,12 +9,14 @@ mod demo;
 mod export;
 mod image;
 mod list;
+mod listen;
 mod logging;
 mod output;
 mod serve;
 mod show;
 mod signals;
 mod size;
+mod tls;
 mod token;
 
 use std::process::ExitCode;
@@ -69,8 +71,13 @@ async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Tells the failure with its causes; exit status 1.
+/// Tells the failure with its causes; exit status 1, or 2 for a usage error that only showed when all
+/// sources of settings were merged.
 pub(crate) fn failed(error: &anyhow::Error) -> ExitCode {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        output::complain(format_args!("{}", usage.to_string().trim_end()));
+        return ExitCode::from(2);
+    }
     output::complain(format_args!("sendense-hub: {error:#}"));
     ExitCode::FAILURE
 }

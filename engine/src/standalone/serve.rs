@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nbd_server::{Gate, ListenAddress, Listener, ServerLimits, Statistics};
+use nbd_server::{Endpoint, Gate, ListenAddress, Listener, ServerLimits, Statistics};
 use qcow2::{Chain, FileStorage, Image, Opener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -59,7 +59,7 @@ pub struct NamedDevice {
 #[derive(Debug)]
 pub struct Server {
     exports: Arc<ExportRegistry>,
-    addresses: Vec<ListenAddress>,
+    endpoints: Vec<Endpoint>,
     gate: Gate,
     listeners: JoinSet<()>,
     stop: CancellationToken,
@@ -69,7 +69,14 @@ impl Server {
     /// Where it listens, with the port that was given for port 0; same order as asked.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<ListenAddress> {
-        self.addresses.clone()
+        let endpoints = self.endpoints.iter();
+        endpoints.map(|endpoint| endpoint.address.clone()).collect()
+    }
+
+    /// The same, and what is done about TLS there.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     /// What its listeners counted.
@@ -117,7 +124,7 @@ impl Server {
 /// `Unavailable` for an address that cannot be bound.
 pub async fn serve(
     devices: Vec<NamedDevice>,
-    listen: &[ListenAddress],
+    listen: &[Endpoint],
     limits: ServerLimits,
 ) -> Result<Server, Error> {
     let exports = Arc::new(ExportRegistry::default());
@@ -133,7 +140,7 @@ pub async fn serve(
     exports.publish_names();
     let gate = Gate::new(limits.within_descriptors(descriptors::current()));
     let mut bound = Vec::with_capacity(listen.len());
-    for address in listen {
+    for Endpoint { address, tls } in listen {
         let listener = Listener::bind(address).await.map_err(|error| {
             Error::new(
                 ErrorKind::Unavailable,
@@ -142,10 +149,10 @@ pub async fn serve(
             )
             .with_source(error)
         })?;
-        bound.push(listener.with_gate(gate.clone()));
+        bound.push(listener.with_tls(tls.clone()).with_gate(gate.clone()));
     }
     let stop = CancellationToken::new();
-    let addresses = bound.iter().map(Listener::local_address).collect();
+    let endpoints = bound.iter().map(Listener::endpoint).collect();
     let mut listeners = JoinSet::new();
     for listener in bound {
         let (exports, stop) = (Arc::clone(&exports), stop.clone());
@@ -153,7 +160,7 @@ pub async fn serve(
     }
     Ok(Server {
         exports,
-        addresses,
+        endpoints,
         gate,
         listeners,
         stop,

@@ -174,7 +174,7 @@ async fn devices_are_served_and_flushed_at_the_end() {
             backing: None,
         },
     };
-    let any = nbd_server::ListenAddress::Tcp("127.0.0.1:0".parse().unwrap());
+    let any = nbd_server::ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()).into();
     let server = serve(
         vec![new.clone()],
         std::slice::from_ref(&any),

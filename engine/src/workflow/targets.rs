@@ -9,14 +9,14 @@ const NBD_PORT: u16 = 10809;
 /// Where clients reach the NBD server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Advertised {
-    /// Host (an IPv6 address in brackets) and port.
-    Tcp { host: String, port: u16 },
+    /// Host (an IPv6 address in brackets) and port, and whether it serves in TLS only.
+    Tcp { host: String, port: u16, tls: bool },
     /// A socket on this machine.
     Unix { path: String },
 }
 
 impl Advertised {
-    /// Reads `HOST:PORT`, `HOST` or `unix:PATH`.
+    /// Reads `HOST:PORT`, `HOST`, either with `nbds://` before it, or `unix:PATH`.
     ///
     /// # Errors
     ///
@@ -32,6 +32,10 @@ impl Advertised {
                 })
             };
         }
+        let (text, tls) = match text.strip_prefix("nbds://") {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
         let bracketed = text.ends_with(']');
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !bracketed => (host, port.parse().map_err(|_| refused())?),
@@ -52,13 +56,17 @@ impl Advertised {
         Ok(Self::Tcp {
             host: host.to_owned(),
             port,
+            tls,
         })
     }
 
     /// The URL of an export. Its name needs no escaping.
     pub(crate) fn url(&self, export: &ExportName) -> String {
         match self {
-            Self::Tcp { host, port } => format!("nbd://{host}:{port}/{export}"),
+            Self::Tcp { host, port, tls } => {
+                let scheme = if *tls { "nbds" } else { "nbd" };
+                format!("{scheme}://{host}:{port}/{export}")
+            }
             Self::Unix { path } => format!("nbd+unix:///{export}?socket={path}"),
         }
     }
@@ -99,6 +107,11 @@ mod tests {
                 10809,
             ),
             ("[::1]:10100", "nbd://[::1]:10100/backup-web-1-disk0", 10100),
+            (
+                "nbds://hub.example:1",
+                "nbds://hub.example:1/backup-web-1-disk0",
+                1,
+            ),
             (
                 "unix:/run/nbd.sock",
                 "nbd+unix:///backup-web-1-disk0?socket=/run/nbd.sock",

@@ -10,7 +10,6 @@ use crate::hub::{self, ServeConfig};
 use super::signals::Ends;
 use super::{logging, output};
 use settings::Settings;
-pub(crate) use settings::{Listen, listen};
 
 /// Run the hub: REST API, NBD server and database in this process.
 ///
@@ -41,8 +40,10 @@ impl Serve {
         logging::start(settings.log_filter())?;
         let mut ends = Ends::catch().context("catch signals")?;
         let credential_key = settings.credential_key()?;
+        let nbd = settings.endpoints()?;
         let config = ServeConfig {
             credential_key,
+            nbd,
             ..settings.into_config()
         };
         let hub = hub::start(config).await?;

@@ -1,15 +1,17 @@
 //! What `serve` can be told, and by whom: flag, then environment, then file, then default.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use engine::{ListenAddress, Secret, WatchLimits};
+use engine::{Endpoint, Secret, WatchLimits};
 use serde::{Deserialize, Deserializer};
 
+use crate::cli::listen::{Listen, Listens, listen, tcp};
+use crate::cli::tls::{TlsChoice, TlsMode};
 use crate::hub::ServeConfig;
 
 /// Where sites of the legacy hub keep the key of stored passwords.
@@ -33,16 +35,31 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "tcp_key")]
     api: Option<SocketAddr>,
 
-    /// Where NBD listens, HOST:PORT or unix:PATH; may be given several times
-    /// [default: 127.0.0.1:10809].
-    #[arg(long, env = "SENDENSE_NBD", value_name = "ADDR", value_delimiter = ',', value_parser = listen)]
+    /// Where NBD listens, HOST:PORT or unix:PATH, each with ,tls=off|on|require behind it where --tls
+    /// does not hold; may be given several times [default: 127.0.0.1:10809].
+    #[arg(long, env = "SENDENSE_NBD", value_name = "ADDR", value_parser = listen)]
     #[serde(deserialize_with = "listen_key")]
-    nbd: Vec<Listen>,
+    nbd: Vec<Listens>,
 
     /// What backup answers name as the NBD server [default: the first --nbd].
     #[arg(long, env = "SENDENSE_NBD_ADVERTISE", value_name = "HOST:PORT")]
     #[serde(alias = "nbd_advertise")]
     nbd_advertise: Option<String>,
+
+    /// TLS for NBD: off, on (for clients that ask for it), or require [default: off].
+    #[arg(long, env = "SENDENSE_TLS", value_name = "MODE", value_enum)]
+    tls: Option<TlsMode>,
+
+    /// Folder with server-cert.pem and server-key.pem, and for --tls-verify-peer ca-cert.pem and maybe
+    /// ca-crl.pem.
+    #[arg(long, env = "SENDENSE_TLS_CERTIFICATES", value_name = "DIR")]
+    #[serde(alias = "tls_certificates")]
+    tls_certificates: Option<PathBuf>,
+
+    /// In TLS, serve clients only that show a certificate of the authority in ca-cert.pem.
+    #[arg(long, env = "SENDENSE_TLS_VERIFY_PEER", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "tls_verify_peer")]
+    tls_verify_peer: Option<bool>,
 
     /// The node appliance [default: http://127.0.0.1:9081].
     #[arg(long, env = "SENDENSE_SNA", value_name = "URL")]
@@ -104,6 +121,9 @@ impl Settings {
                 false => self.nbd,
             },
             nbd_advertise: self.nbd_advertise.or(weaker.nbd_advertise),
+            tls: self.tls.or(weaker.tls),
+            tls_certificates: self.tls_certificates.or(weaker.tls_certificates),
+            tls_verify_peer: self.tls_verify_peer.or(weaker.tls_verify_peer),
             sna: self.sna.or(weaker.sna),
             log: self.log.or(weaker.log),
             credential_key_file: self.credential_key_file.or(weaker.credential_key_file),
@@ -134,20 +154,32 @@ impl Settings {
         Ok(text.map(|text| Secret::new(text.trim())))
     }
 
-    /// What the hub is started with: defaults where nobody said anything.
+    /// Where NBD listens, and whether in TLS.
+    ///
+    /// # Errors
+    /// As [`TlsChoice::endpoints`].
+    pub(crate) fn endpoints(&self) -> anyhow::Result<Vec<Endpoint>> {
+        let choice = TlsChoice {
+            mode: self.tls,
+            certificates: self.tls_certificates.clone(),
+            verify_peer: self.tls_verify_peer.unwrap_or(false),
+        };
+        let told = self.nbd.iter().flat_map(|listens| listens.0.clone());
+        let mut listens: Vec<_> = told.collect();
+        if listens.is_empty() {
+            listens.push(Listen::default());
+        }
+        choice.endpoints(listens)
+    }
+
+    /// What the hub is started with, but for [`Settings::credential_key`] and
+    /// [`Settings::endpoints`]: defaults where nobody said anything.
     pub(crate) fn into_config(self) -> ServeConfig {
         let default = ServeConfig::new(self.data.unwrap_or_else(|| "sendense-data".into()));
         ServeConfig {
             database: self.database.or(default.database),
             api: self.api.unwrap_or(default.api),
-            nbd: match self.nbd.is_empty() {
-                true => default.nbd,
-                false => self
-                    .nbd
-                    .into_iter()
-                    .map(|Listen(address)| address)
-                    .collect(),
-            },
+            nbd: default.nbd,
             nbd_advertise: self.nbd_advertise.or(default.nbd_advertise),
             sna_url: self.sna.unwrap_or(default.sna_url),
             require_tokens: self.require_tokens.unwrap_or(default.require_tokens),
@@ -167,44 +199,12 @@ fn seconds(told: Option<NonZeroU32>, default: Duration) -> Duration {
     told.map_or(default, |seconds| Duration::from_secs(seconds.get().into()))
 }
 
-/// An NBD address as it is written: `HOST:PORT` or `unix:PATH`.
-#[derive(Debug, Clone)]
-pub(crate) struct Listen(pub(crate) ListenAddress);
-
-impl PartialEq for Listen {
-    fn eq(&self, other: &Self) -> bool {
-        match (&self.0, &other.0) {
-            (ListenAddress::Tcp(one), ListenAddress::Tcp(two)) => one == two,
-            (ListenAddress::Unix(one), ListenAddress::Unix(two)) => one == two,
-            _ => false,
-        }
-    }
-}
-impl Eq for Listen {}
-
-/// Reads `HOST:PORT` or `unix:PATH`.
-pub(crate) fn listen(text: &str) -> Result<Listen, String> {
-    match text.strip_prefix("unix:") {
-        Some("") => Err("unix: needs a path".to_owned()),
-        Some(path) => Ok(Listen(ListenAddress::Unix(path.into()))),
-        None => tcp(text).map(|address| Listen(ListenAddress::Tcp(address))),
-    }
-}
-
-/// Reads `HOST:PORT`; a name stands for its first address.
-pub(crate) fn tcp(text: &str) -> Result<SocketAddr, String> {
-    text.to_socket_addrs()
-        .map_err(|error| format!("not HOST:PORT: {error}"))?
-        .next()
-        .ok_or_else(|| "the name has no address".to_owned())
-}
-
 fn tcp_key<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(from)?;
     tcp(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
-fn listen_key<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Listen>, D::Error> {
+fn listen_key<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Listens>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum OneOrMore {
@@ -240,6 +240,9 @@ mod tests {
         api = "127.0.0.1:1"
         nbd = ["127.0.0.1:2", "unix:/run/hub.sock"]
         nbd-advertise = "hub:3"
+        tls = "off"
+        tls-certificates = "/etc/hub-tls"
+        tls-verify-peer = true
         sna = "http://node"
         log = "debug"
         credential-key-file = "/etc/hub.key"
@@ -254,20 +257,29 @@ mod tests {
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let file = Settings::from_toml(FILE).unwrap();
         let merged = flags(&["--api", "127.0.0.1:9", "--insecure=false"]).or(file.clone());
+        assert_eq!(merged.endpoints().unwrap().len(), 2);
         let config = merged.into_config();
         assert_eq!(config.api.port(), 9);
         assert!(!config.insecure);
         assert!(config.require_tokens);
         assert_eq!(config.data_dir.to_str(), Some("/srv/hub"));
-        assert_eq!(config.nbd.len(), 2);
         assert_eq!(config.nbd_advertise.as_deref(), Some("hub:3"));
         assert_eq!(config.database, None);
         assert_eq!(config.watch.start_timeout, Duration::from_secs(60));
         assert_eq!(config.watch.stall_timeout, Duration::from_secs(70));
         assert_eq!(config.watch.gone_grace, Duration::from_secs(80));
 
-        let config = flags(&["--nbd", "127.0.0.1:7"]).or(file).into_config();
-        assert_eq!(config.nbd.len(), 1, "a flag replaces the list of the file");
+        let nbd = flags(&["--nbd", "127.0.0.1:7"])
+            .or(file.clone())
+            .endpoints();
+        assert_eq!(
+            nbd.unwrap().len(),
+            1,
+            "a flag replaces the list of the file"
+        );
+        // The file's certificates are read once a flag wants them.
+        let tls = flags(&["--tls", "require"]).or(file).endpoints();
+        assert!(format!("{:#}", tls.unwrap_err()).contains("/etc/hub-tls"));
 
         let config = Settings::default().into_config();
         assert_eq!(config.data_dir.to_str(), Some("sendense-data"));
@@ -293,6 +305,8 @@ mod tests {
         check("api = \"nowhere\"", "HOST:PORT");
         check("nbd = [\"unix:\"]", "needs a path");
         check("insecure = 3", "insecure");
+        check("tls = \"always\"", "always");
+        check("nbd = \"127.0.0.1:1,tls=always\"", "tls=always");
     }
 
     #[test]
