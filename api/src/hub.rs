@@ -8,6 +8,7 @@
 //! Both ports are bound before the engine opens, so a port that is taken costs nothing and the
 //! port given for port 0 is known when the engine learns what to advertise.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,8 +37,10 @@ pub struct ServeConfig {
     /// `HOST:PORT` that backup answers name; `None` is the first TCP listener of `nbd` that serves
     /// without TLS, else the first.
     pub nbd_advertise: Option<String>,
-    /// The node appliance.
+    /// The node appliance that serves every vCenter without one of its own.
     pub sna_url: String,
+    /// Node appliances by the vCenter that they serve.
+    pub vcenter_sna_urls: BTreeMap<String, String>,
     /// What stored passwords are encrypted with: base64 of 32 bytes.
     pub credential_key: Option<Secret>,
     /// Asks callers on this machine for a token, too.
@@ -59,6 +62,7 @@ impl ServeConfig {
             nbd: vec![ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 10809))).into()],
             nbd_advertise: None,
             sna_url: "http://127.0.0.1:9081".to_owned(),
+            vcenter_sna_urls: BTreeMap::new(),
             credential_key: None,
             require_tokens: false,
             watch: WatchLimits::default(),
@@ -325,6 +329,7 @@ fn engine_config(config: ServeConfig, nbd: &[Endpoint]) -> Result<EngineConfig, 
         database: config.database,
         nbd_advertise,
         node_url: config.sna_url,
+        vcenter_node_urls: config.vcenter_sna_urls,
         credential_key: config.credential_key,
         watch: config.watch,
     })

@@ -56,6 +56,7 @@ impl Hub {
             database: None,
             nbd_advertise: "127.0.0.1:10809".to_owned(),
             node_url: "http://127.0.0.1:1".to_owned(),
+            vcenter_node_urls: Default::default(),
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
             watch: WatchLimits::default(),
         };

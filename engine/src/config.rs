@@ -1,5 +1,6 @@
 //! What an engine is opened with.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::model::WatchLimits;
@@ -14,8 +15,10 @@ pub struct EngineConfig {
     /// `HOST:PORT` that `nbd_targets` and `nbd_url` name; with `nbds://` before it where nothing is
     /// served without TLS.
     pub nbd_advertise: String,
-    /// Base URL of the node appliance.
+    /// Base URL of the node appliance that serves every vCenter without one of its own.
     pub node_url: String,
+    /// Base URLs of node appliances by the host name of the vCenter that they serve.
+    pub vcenter_node_urls: BTreeMap<String, String>,
     /// The key that stored passwords are encrypted with: base64 of 32 bytes. Without it no password can be stored or used.
     pub credential_key: Option<Secret>,
     /// How long a running backup may be without a sign of its client.

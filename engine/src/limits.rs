@@ -99,6 +99,14 @@ pub const NODE_CONNECT_TIMEOUT_S: u64 = 10;
 /// it were seen to need 17 seconds.
 pub const NODE_CALL_TIMEOUT_S: u64 = 60;
 
+/// How long a node may take to say that it is well, in seconds: it does nothing for that.
+pub const NODE_HEALTH_TIMEOUT_S: u64 = 10;
+
+/// Pauses before a node that could not be connected to is tried again: long enough for a tunnel that is being set up anew to
+/// come back, short enough for a caller that waits. Nothing was sent, so nothing can be done twice.
+pub const NODE_CONNECT_PAUSES: [Duration; 2] =
+    [Duration::from_millis(250), Duration::from_millis(1000)];
+
 /// How much of a node's refusal an error repeats, in bytes.
 pub const NODE_ANSWER_BYTES_MAX: usize = 512;
 

@@ -6,7 +6,10 @@ use serde::Serialize;
 
 use crate::config::Secret;
 use crate::error::{Error, ErrorKind};
-use crate::limits::{NODE_ANSWER_BYTES_MAX, NODE_CALL_TIMEOUT_S, NODE_CONNECT_TIMEOUT_S};
+use crate::limits::{
+    NODE_ANSWER_BYTES_MAX, NODE_CALL_TIMEOUT_S, NODE_CONNECT_PAUSES, NODE_CONNECT_TIMEOUT_S,
+    NODE_HEALTH_TIMEOUT_S,
+};
 use crate::model::BackupType;
 
 /// How a node reaches the hypervisor.
@@ -75,6 +78,22 @@ impl NodeClient {
         })
     }
 
+    /// Asks the node whether it is well, before anything is made for a backup that it could not start. A node that does not
+    /// know the question is asked no further.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NodeUnreachable`] without an answer, [`ErrorKind::NodeRefused`] if it is not well.
+    pub(crate) async fn expect_healthy(&self) -> Result<(), Error> {
+        let url = format!("{}/api/v1/health", self.url);
+        let timeout = Duration::from_secs(NODE_HEALTH_TIMEOUT_S);
+        let answer = send(&url, || self.http.get(&url).timeout(timeout)).await?;
+        match answer.status().as_u16() {
+            200..=299 | 404 | 405 => Ok(()),
+            status => Err(refused("health ", status, answer).await),
+        }
+    }
+
     /// Tells the node to start. An answer of 200 or 202 only means that its client was started.
     ///
     /// # Errors
@@ -94,32 +113,50 @@ impl NodeClient {
             backup_type: start.backup_type.as_str(),
             previous_change_id: PREVIOUS_CHANGE_ID,
         };
-        let answer = self
-            .http
-            .post(&url)
-            .json(&body)
-            .send()
-            .await
-            .map_err(|error| {
-                let details = format!("url={url}");
-                Error::new(
-                    ErrorKind::NodeUnreachable,
-                    "failed to call SNA API",
-                    details,
-                )
-                .with_source(error)
-            })?;
+        let answer = send(&url, || self.http.post(&url).json(&body)).await?;
         let status = answer.status().as_u16();
         if matches!(status, 200 | 202) {
             return Ok(());
         }
-        let text = beginning(answer).await;
-        Err(Error::new(
-            ErrorKind::NodeRefused,
-            "SNA API error",
-            format!("status: {status} answer={text:?}"),
-        ))
+        Err(refused("", status, answer).await)
     }
+
+    #[cfg(test)]
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// Sends a request; again after a pause as long as not even a connection came about.
+async fn send(
+    url: &str,
+    request: impl Fn() -> reqwest::RequestBuilder,
+) -> Result<reqwest::Response, Error> {
+    let mut pauses = NODE_CONNECT_PAUSES.iter();
+    loop {
+        let error = match request().send().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        match pauses.next() {
+            // Anything else may have reached the node, which would start a second client.
+            Some(pause) if error.is_connect() => tokio::time::sleep(*pause).await,
+            _ => {
+                let details = format!("url={url}");
+                let message = "failed to call SNA API";
+                return Err(
+                    Error::new(ErrorKind::NodeUnreachable, message, details).with_source(error)
+                );
+            }
+        }
+    }
+}
+
+/// The error that an answer is.
+async fn refused(about: &str, status: u16, answer: reqwest::Response) -> Error {
+    let text = beginning(answer).await;
+    let details = format!("{about}status: {status} answer={text:?}");
+    Error::new(ErrorKind::NodeRefused, "SNA API error", details)
 }
 
 /// The beginning of an answer's body, for the error text; whatever cannot be read is left out.

@@ -2,6 +2,8 @@
 
 mod client;
 mod credential;
+mod nodes;
 
-pub(crate) use client::{NodeClient, NodeStart, VcenterLogin};
+pub(crate) use client::{NodeStart, VcenterLogin};
 pub(crate) use credential::{CredentialKey, no_key};
+pub(crate) use nodes::Nodes;

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind};
 use crate::export::ExportRegistry;
 use crate::id::{BackupId, RepositoryId};
 use crate::model::{RepositorySummary, WatchLimits};
-use crate::node::{CredentialKey, NodeClient};
+use crate::node::{CredentialKey, Nodes};
 use crate::repository::{DataLock, Repository};
 
 /// The inside of an engine.
@@ -32,7 +32,7 @@ pub(crate) struct Hub {
     /// What all NBD listeners share.
     pub(crate) nbd: Gate,
     pub(crate) advertised: Advertised,
-    pub(crate) node: NodeClient,
+    pub(crate) nodes: Nodes,
     pub(crate) credential_key: Option<CredentialKey>,
     pub(crate) hooks: Hooks,
     pub(crate) repositories: Mutex<HashMap<RepositoryId, Arc<Repository>>>,

@@ -21,7 +21,7 @@ use crate::descriptors;
 use crate::error::Error;
 use crate::export::ExportRegistry;
 use crate::id::RepositoryId;
-use crate::node::{CredentialKey, NodeClient};
+use crate::node::{CredentialKey, Nodes};
 use crate::repository::{DataLock, Repository};
 
 /// Id and name of the repository that every hub has.
@@ -34,7 +34,7 @@ pub(crate) async fn open(
     hooks: Hooks,
 ) -> Result<Arc<Hub>, Error> {
     let advertised = Advertised::parse(&config.nbd_advertise)?;
-    let node = NodeClient::new(&config.node_url)?;
+    let nodes = Nodes::new(&config)?;
     let credential_key = config
         .credential_key
         .as_ref()
@@ -63,7 +63,7 @@ pub(crate) async fn open(
         exports: Arc::new(ExportRegistry::default()),
         nbd: Gate::new(limits),
         advertised,
-        node,
+        nodes,
         credential_key,
         hooks,
         repositories: Mutex::new([(id, Arc::new(repository))].into()),

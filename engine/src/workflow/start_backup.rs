@@ -130,6 +130,12 @@ async fn decide(hub: &Hub, request: &StartBackup) -> Result<Decided, Error> {
     };
     let candidates = hub.catalog.parents_for(&vm.context_id, &row.id).await?;
     let plan = plan_backup(request.backup_type, &wanted, &candidates)?;
+    if request.transfer == Transfer::Node {
+        hub.nodes
+            .of_vcenter(&vm.vcenter_host)
+            .expect_healthy()
+            .await?;
+    }
     Ok(Decided {
         vm,
         repository,
@@ -230,7 +236,10 @@ async fn set_up(
             nbd_host: hub.advertised.host().to_owned(),
             backup_type: begin.backup_type,
         };
-        hub.node.start_backup(&start).await?;
+        hub.nodes
+            .of_vcenter(&decided.vm.vcenter_host)
+            .start_backup(&start)
+            .await?;
     }
     tracing::info!(backup_id = %begin.id, backup_type = %begin.backup_type, disks = begin.disks.len(), "backup started");
     Ok(())

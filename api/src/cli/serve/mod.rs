@@ -1,6 +1,7 @@
 //! `sendense-hub serve`: the hub.
 
 mod settings;
+mod sna;
 
 use anyhow::Context as _;
 use clap::Args;

@@ -10,6 +10,7 @@ use clap::Args;
 use engine::{Endpoint, Secret, WatchLimits};
 use serde::{Deserialize, Deserializer};
 
+use super::sna::{self, Sna};
 use crate::cli::listen::{Listen, Listens, listen, tcp};
 use crate::cli::tls::{TlsChoice, TlsMode};
 use crate::hub::ServeConfig;
@@ -61,9 +62,11 @@ pub(crate) struct Settings {
     #[serde(alias = "tls_verify_peer")]
     tls_verify_peer: Option<bool>,
 
-    /// The node appliance [default: http://127.0.0.1:9081].
-    #[arg(long, env = "SENDENSE_SNA", value_name = "URL")]
-    sna: Option<String>,
+    /// The node appliance, or VCENTER=URL for the one of a vCenter; may be given several times
+    /// [default: http://127.0.0.1:9081].
+    #[arg(long, env = "SENDENSE_SNA", value_name = "URL", value_delimiter = ',')]
+    #[serde(deserialize_with = "sna::key")]
+    sna: Vec<Sna>,
 
     /// Which logs to write, such as info or info,nbd_server=debug; lines for people on a
     /// terminal, JSON otherwise [default: info].
@@ -124,7 +127,10 @@ impl Settings {
             tls: self.tls.or(weaker.tls),
             tls_certificates: self.tls_certificates.or(weaker.tls_certificates),
             tls_verify_peer: self.tls_verify_peer.or(weaker.tls_verify_peer),
-            sna: self.sna.or(weaker.sna),
+            sna: match self.sna.is_empty() {
+                true => weaker.sna,
+                false => self.sna,
+            },
             log: self.log.or(weaker.log),
             credential_key_file: self.credential_key_file.or(weaker.credential_key_file),
             require_tokens: self.require_tokens.or(weaker.require_tokens),
@@ -176,12 +182,14 @@ impl Settings {
     /// [`Settings::endpoints`]: defaults where nobody said anything.
     pub(crate) fn into_config(self) -> ServeConfig {
         let default = ServeConfig::new(self.data.unwrap_or_else(|| "sendense-data".into()));
+        let (common_sna, vcenter_sna_urls) = sna::by_vcenter(self.sna);
         ServeConfig {
             database: self.database.or(default.database),
             api: self.api.unwrap_or(default.api),
             nbd: default.nbd,
             nbd_advertise: self.nbd_advertise.or(default.nbd_advertise),
-            sna_url: self.sna.unwrap_or(default.sna_url),
+            sna_url: common_sna.unwrap_or(default.sna_url),
+            vcenter_sna_urls,
             require_tokens: self.require_tokens.unwrap_or(default.require_tokens),
             watch: WatchLimits {
                 start_timeout: seconds(self.start_timeout, default.watch.start_timeout),

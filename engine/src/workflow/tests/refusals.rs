@@ -143,17 +143,28 @@ async fn engine_with_node(world: &World, node_url: String) -> Engine {
     engine
 }
 
-/// Answers one call and returns what was asked.
-async fn node(answer: &'static str) -> (String, tokio::task::JoinHandle<String>) {
+const WELL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const REFUSAL: &str = "HTTP/1.1 500 Oops\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope";
+const ACCEPTED: &str = "HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Answers one call for each answer, in order, and returns what was asked last.
+async fn node(answers: &'static [&str]) -> (String, tokio::task::JoinHandle<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let served = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
         let mut asked = Vec::new();
-        while !asked.ends_with(b"}") {
-            assert_ne!(stream.read_buf(&mut asked).await.unwrap(), 0);
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            asked.clear();
+            let whole = |asked: &[u8]| match asked.starts_with(b"GET") {
+                true => asked.ends_with(b"\r\n\r\n"),
+                false => asked.ends_with(b"}"),
+            };
+            while !whole(&asked) {
+                assert_ne!(stream.read_buf(&mut asked).await.unwrap(), 0);
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
         }
-        stream.write_all(answer.as_bytes()).await.unwrap();
         String::from_utf8(asked).unwrap()
     });
     (url, served)
@@ -162,8 +173,7 @@ async fn node(answer: &'static str) -> (String, tokio::task::JoinHandle<String>)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_told_the_ten_fields() {
     let world = World::new();
-    let (url, served) =
-        node("HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+    let (url, served) = node(&[WELL, ACCEPTED]).await;
     let engine = engine_with_node(&world, url).await;
     let started = engine
         .start_backup(StartBackup {
@@ -194,9 +204,8 @@ async fn a_node_is_told_the_ten_fields() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_refuses_or_is_not_there_undoes_the_start() {
-    let refusal = "HTTP/1.1 500 Oops\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope";
     let world = World::new();
-    let (url, served) = node(refusal).await;
+    let (url, served) = node(&[WELL, REFUSAL]).await;
     let engine = engine_with_node(&world, url).await;
     let request = StartBackup {
         transfer: Transfer::Node,
@@ -221,4 +230,48 @@ async fn a_node_that_refuses_or_is_not_there_undoes_the_start() {
     assert!(!format!("{error:?}").contains("s3cret"));
     assert_nothing_left(&world, &engine).await;
     start(&engine, RequestedType::Full).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_not_well_is_not_told_to_start() {
+    let world = World::new();
+    let (url, served) = node(&[REFUSAL]).await;
+    let engine = engine_with_node(&world, url).await;
+    let request = StartBackup {
+        transfer: Transfer::Node,
+        ..request(RequestedType::Full)
+    };
+    let error = engine.start_backup(request).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NodeRefused);
+    assert!(error.details.contains("health status: 500"), "{error}");
+    assert!(
+        served
+            .await
+            .unwrap()
+            .starts_with("GET /api/v1/health HTTP/1.1")
+    );
+    assert_nothing_left(&world, &engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_vcenter_is_read_by_its_own_node() {
+    const UNKNOWN: &str =
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let world = World::new();
+    // Older nodes do not know the question for their health.
+    let (url, served) = node(&[UNKNOWN, ACCEPTED]).await;
+    let engine = engine_with_node(&world, "http://127.0.0.1:9".to_owned()).await;
+    engine.shutdown().await;
+    drop(engine);
+    let config = EngineConfig {
+        vcenter_node_urls: [("VC.EXAMPLE".to_owned(), url)].into(),
+        ..world.config()
+    };
+    let engine = Engine::open(config, world.clock.clone()).await.unwrap();
+    let request = StartBackup {
+        transfer: Transfer::Node,
+        ..request(RequestedType::Full)
+    };
+    engine.start_backup(request).await.unwrap();
+    assert!(served.await.unwrap().starts_with("POST"));
 }

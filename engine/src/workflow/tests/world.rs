@@ -37,6 +37,7 @@ impl World {
             nbd_advertise: "127.0.0.1:10809".to_owned(),
             // Port 9 is discard: nobody answers.
             node_url: "http://127.0.0.1:9".to_owned(),
+            vcenter_node_urls: Default::default(),
             credential_key: Some(Secret::new("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
             watch: WatchLimits::default(),
         }
