@@ -152,7 +152,13 @@ impl Meter {
             .iter()
             .map(|disk| self.share(disk) * fraction(disk.capacity_bytes, total))
             .sum();
-        let share = by_disks.max(self.hint).clamp(0.0, 1.0);
+        // Sums of rounded shares stay a little below all.
+        let all = disks.iter().all(|disk| disk.is_complete);
+        let share = if all {
+            1.0
+        } else {
+            by_disks.max(self.hint).clamp(0.0, 1.0)
+        };
         let shown = &mut self.shown;
         shown.bytes_transferred = shown.bytes_transferred.max(received);
         shown.percent = shown.percent.max(share * 100.0).min(100.0);
@@ -300,6 +306,17 @@ mod tests {
         meter.sample(&disks, at(6));
         near(&meter, 100.0);
         assert_eq!(meter.shown().last_telemetry_at, Some(at(5)));
+    }
+
+    #[test]
+    fn all_disks_are_all_there_is() {
+        let mut meter = Meter::new(BackupType::Full, at(0));
+        let disks = [0, 1, 2].map(|n| disk(n, 7 * MIB, 0, true));
+        meter.sample(&disks[..2], at(1));
+        assert_eq!(meter.shown().percent, 100.0);
+        let mut meter = Meter::new(BackupType::Full, at(0));
+        meter.sample(&disks, at(1));
+        assert_eq!(meter.shown().percent, 100.0);
     }
 
     #[test]
