@@ -429,6 +429,31 @@ async fn a_killed_hub_leaves_nothing_that_could_become_a_parent() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_comes_and_one_that_goes_are_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(HUB);
+    command.env("SENDENSE_START_TIMEOUT", "1");
+    command.env("SENDENSE_GONE_GRACE", "1");
+    let hub = Hub::spawn(command, dir.path());
+    let (never, _) = start_full(&hub, "vm1", &[4 * MIB]).await;
+    let (gone, exports) = start_full(&hub, "vm2", &[4 * MIB]).await;
+    assert_eq!(
+        Wire::open(hub.nbd, &exports[0]).write(0, &[1; 65_536]),
+        0,
+        "the connection ends here"
+    );
+    for (id, reason) in [(never, "client never came"), (gone, "client is gone")] {
+        let backup = wait_for_status(&hub, &id, "failed").await;
+        let told = backup["error_message"].as_str().unwrap();
+        assert!(told.starts_with(reason), "{told}");
+    }
+    assert_eq!(hub.repository_files(), Vec::<PathBuf>::new());
+    for vm in ["vm1", "vm2"] {
+        assert_eq!(hub.start_backup(vm, "full").await.0, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_full_disk_fails_the_job_and_publishes_nothing() {
     let namespaces = have("unshare") && run("unshare", ["-rm", "true"]).status.success();
     if !namespaces {
