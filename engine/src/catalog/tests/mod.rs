@@ -3,6 +3,7 @@
 mod access;
 mod backups;
 mod concurrency;
+mod deletion;
 mod files;
 mod histories;
 mod integrity;
