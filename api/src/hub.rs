@@ -43,6 +43,8 @@ pub struct ServeConfig {
     pub vcenter_sna_urls: BTreeMap<String, String>,
     /// What stored passwords are encrypted with: base64 of 32 bytes.
     pub credential_key: Option<Secret>,
+    /// Gives exports names that nobody guesses, instead of the ids of their backups.
+    pub private_exports: bool,
     /// Asks callers on this machine for a token, too.
     pub require_tokens: bool,
     /// How long a running backup may be without a sign of its client.
@@ -64,6 +66,7 @@ impl ServeConfig {
             sna_url: "http://127.0.0.1:9081".to_owned(),
             vcenter_sna_urls: BTreeMap::new(),
             credential_key: None,
+            private_exports: false,
             require_tokens: false,
             watch: WatchLimits::default(),
             insecure: false,
@@ -330,6 +333,7 @@ fn engine_config(config: ServeConfig, nbd: &[Endpoint]) -> Result<EngineConfig, 
         nbd_advertise,
         node_url: config.sna_url,
         vcenter_node_urls: config.vcenter_sna_urls,
+        private_exports: config.private_exports,
         credential_key: config.credential_key,
         watch: config.watch,
     })

@@ -57,6 +57,7 @@ impl Hub {
             nbd_advertise: "127.0.0.1:10809".to_owned(),
             node_url: "http://127.0.0.1:1".to_owned(),
             vcenter_node_urls: Default::default(),
+            private_exports: false,
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
             watch: WatchLimits::default(),
         };

@@ -19,6 +19,8 @@ pub struct EngineConfig {
     pub node_url: String,
     /// Base URLs of node appliances by the host name of the vCenter that they serve.
     pub vcenter_node_urls: BTreeMap<String, String>,
+    /// Whether exports have names that nobody guesses, instead of the ids of their backups.
+    pub private_exports: bool,
     /// The key that stored passwords are encrypted with: base64 of 32 bytes. Without it no password can be stored or used.
     pub credential_key: Option<Secret>,
     /// How long a running backup may be without a sign of its client.

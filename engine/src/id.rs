@@ -211,6 +211,15 @@ impl ExportName {
         Ok(Self(text.to_owned()))
     }
 
+    /// The export of one disk of a backup under a name that nobody guesses: `{vm}-{32 hex digits}-disk{index}`. Legacy clients
+    /// read the index from the end of it, and take a name with `-disk<digits>-` in it for another disk.
+    #[must_use]
+    pub fn private(vm_name: &str, secret: [u8; 16], disk: DiskIndex) -> Self {
+        let digits = secret.map(|byte| format!("{byte:02x}")).concat();
+        let job = compose("", vm_name, &format!("-{digits}"));
+        Self(format!("{job}-disk{disk}"))
+    }
+
     /// The export of one disk of a backup. Ends in `disk<index>`, which is where legacy clients read the index from.
     #[must_use]
     pub fn of_disk(backup: &BackupId, disk: DiskIndex) -> Self {
@@ -568,6 +577,19 @@ mod tests {
             prop_assert!(ExportName::parse(export.as_str()).is_ok());
             let suffix = format!("-disk{ordinal}");
             prop_assert!(export.as_str().ends_with(&suffix));
+        }
+
+        #[test]
+        fn private_names_hold_their_secret_and_are_legal(
+            name in "\\PC{0,300}|(-|disk|[0-9]|_|x){0,40}",
+            secret in any::<[u8; 16]>(),
+            disk in 0_u32..1000,
+        ) {
+            let export = ExportName::private(&name, secret, DiskIndex::new(disk));
+            prop_assert!(ExportName::parse(export.as_str()).is_ok());
+            let end = format!("{:032x}-disk{disk}", u128::from_be_bytes(secret));
+            prop_assert!(export.as_str().ends_with(&end), "{export}");
+            prop_assert!(!names_a_disk(export.as_str()), "{export}");
         }
 
         #[test]

@@ -11,6 +11,16 @@ pub(crate) fn bytes() -> [u8; 32] {
     Key::<Aes256Gcm>::generate().into()
 }
 
+/// 128 random bits.
+///
+/// # Panics
+/// As [`bytes`].
+pub(crate) fn half() -> [u8; 16] {
+    let bytes = bytes();
+    let (half, _) = bytes.split_first_chunk().expect("16 of 32 bytes");
+    *half
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

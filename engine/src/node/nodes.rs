@@ -47,6 +47,7 @@ mod tests {
             nbd_advertise: "127.0.0.1:10809".to_owned(),
             node_url: "http://common".to_owned(),
             vcenter_node_urls: BTreeMap::from([("VC.lab".to_owned(), "http://lab/".to_owned())]),
+            private_exports: false,
             credential_key: None,
             watch: WatchLimits::default(),
         };

@@ -34,6 +34,7 @@ pub(crate) struct Hub {
     pub(crate) advertised: Advertised,
     pub(crate) nodes: Nodes,
     pub(crate) credential_key: Option<CredentialKey>,
+    pub(crate) private_exports: bool,
     pub(crate) hooks: Hooks,
     pub(crate) repositories: Mutex<HashMap<RepositoryId, Arc<Repository>>>,
     pub(crate) jobs: Mutex<HashMap<BackupId, Arc<Job>>>,

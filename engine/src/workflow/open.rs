@@ -65,6 +65,7 @@ pub(crate) async fn open(
         advertised,
         nodes,
         credential_key,
+        private_exports: config.private_exports,
         hooks,
         repositories: Mutex::new([(id, Arc::new(repository))].into()),
         jobs: Mutex::default(),

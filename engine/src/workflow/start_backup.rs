@@ -29,6 +29,7 @@ use crate::model::{
     PreparedDisk, StartBackup, StartedBackup, Transfer, Vm, WantedDisk, Watch, plan_backup,
 };
 use crate::node::{NodeStart, VcenterLogin, no_key};
+use crate::random;
 use crate::repository::{Discard, ImagePath, Repository};
 
 /// Everything that was looked up before anything is created.
@@ -175,6 +176,7 @@ async fn plan_files(
     let id = hub.catalog.free_backup_id(&decided.vm.vm_name, now).await?;
     let (vm, plan) = (decided.vm.clone(), decided.plan.clone());
     let (repository, backup) = (Arc::clone(&decided.repository), id.clone());
+    let secret = hub.private_exports.then(random::half);
     let disks = blocking(move || {
         let begin = |planned: &PlannedDisk| {
             let index = planned.disk.disk_index;
@@ -184,7 +186,10 @@ async fn plan_files(
                 device_key: planned.disk.device_key,
                 capacity_bytes: planned.disk.capacity_bytes,
                 image_path: path.published().to_owned(),
-                export_name: ExportName::of_disk(&backup, index),
+                export_name: match secret {
+                    Some(secret) => ExportName::private(&vm.vm_name, secret, index),
+                    None => ExportName::of_disk(&backup, index),
+                },
                 parent: planned.parent.clone(),
                 parent_reason: planned.reason,
             })

@@ -79,6 +79,12 @@ pub(crate) struct Settings {
     #[serde(alias = "credential_key_file")]
     credential_key_file: Option<PathBuf>,
 
+    /// Give exports names that nobody guesses (VM, 128 random bits, disk): whoever reaches the NBD
+    /// port then needs the answer of the start to write.
+    #[arg(long, env = "SENDENSE_PRIVATE_EXPORTS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "private_exports")]
+    private_exports: Option<bool>,
+
     /// Ask every caller for a token; without it callers on this machine are trusted.
     #[arg(long, env = "SENDENSE_REQUIRE_TOKENS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     #[serde(alias = "require_tokens")]
@@ -133,6 +139,7 @@ impl Settings {
             },
             log: self.log.or(weaker.log),
             credential_key_file: self.credential_key_file.or(weaker.credential_key_file),
+            private_exports: self.private_exports.or(weaker.private_exports),
             require_tokens: self.require_tokens.or(weaker.require_tokens),
             start_timeout: self.start_timeout.or(weaker.start_timeout),
             stall_timeout: self.stall_timeout.or(weaker.stall_timeout),
@@ -190,6 +197,7 @@ impl Settings {
             nbd_advertise: self.nbd_advertise.or(default.nbd_advertise),
             sna_url: common_sna.unwrap_or(default.sna_url),
             vcenter_sna_urls,
+            private_exports: self.private_exports.unwrap_or(default.private_exports),
             require_tokens: self.require_tokens.unwrap_or(default.require_tokens),
             watch: WatchLimits {
                 start_timeout: seconds(self.start_timeout, default.watch.start_timeout),
@@ -254,6 +262,7 @@ mod tests {
         sna = "http://node"
         log = "debug"
         credential-key-file = "/etc/hub.key"
+        private-exports = true
         require-tokens = true
         start-timeout = 60
         stall-timeout = 70
@@ -269,7 +278,7 @@ mod tests {
         let config = merged.into_config();
         assert_eq!(config.api.port(), 9);
         assert!(!config.insecure);
-        assert!(config.require_tokens);
+        assert!(config.require_tokens && config.private_exports);
         assert_eq!(config.data_dir.to_str(), Some("/srv/hub"));
         assert_eq!(config.nbd_advertise.as_deref(), Some("hub:3"));
         assert_eq!(config.database, None);

@@ -275,3 +275,29 @@ async fn each_vcenter_is_read_by_its_own_node() {
     engine.start_backup(request).await.unwrap();
     assert!(served.await.unwrap().starts_with("POST"));
 }
+
+#[tokio::test]
+async fn a_private_export_has_a_name_that_its_backup_does_not_tell() {
+    let world = World::new();
+    let config = EngineConfig {
+        private_exports: true,
+        ..world.config()
+    };
+    let engine = Engine::open(config, world.clock.clone()).await.unwrap();
+    engine.register_vm(vm(VM, &SIZES)).await.unwrap();
+    let mut names = std::collections::HashSet::new();
+    for _ in 0..2 {
+        let started = start(&engine, RequestedType::Full).await;
+        for disk in &started.disks {
+            let name = disk.export_name.as_str();
+            assert!(!name.contains(started.backup.id.as_str()), "{name}");
+            assert!(
+                name.ends_with(&format!("-disk{}", disk.disk_index)),
+                "{name}"
+            );
+            assert!(started.nbd_targets.contains(name) && disk.nbd_url.ends_with(name));
+            assert!(names.insert(name.to_owned()), "{name}");
+        }
+        engine.cancel_backup(&started.backup.id).await.unwrap();
+    }
+}

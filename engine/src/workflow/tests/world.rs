@@ -38,6 +38,7 @@ impl World {
             // Port 9 is discard: nobody answers.
             node_url: "http://127.0.0.1:9".to_owned(),
             vcenter_node_urls: Default::default(),
+            private_exports: false,
             credential_key: Some(Secret::new("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
             watch: WatchLimits::default(),
         }
