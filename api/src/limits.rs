@@ -16,6 +16,13 @@ pub const NBD_DRAIN: Duration = Duration::from_secs(60);
 /// How long a command line client waits for the hub to accept its connection.
 pub const CLIENT_CONNECT: Duration = Duration::from_secs(10);
 
+/// Entries of the audit log on one page when the caller names no other number: what people read at once.
+pub const AUDIT_PAGE_ROWS: u32 = 100;
+
+/// Entries of the audit log for callers who are not known, per minute: enough to see an attempt, and a flood of them takes a
+/// week to push the others out. Every one is in the log of the process.
+pub const AUDITED_STRANGERS_PER_MINUTE: u32 = 10;
+
 /// Longest request id that is taken from a caller, in bytes: a UUID has 36, a trace id of W3C 55.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
 

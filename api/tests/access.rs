@@ -483,3 +483,154 @@ async fn preflights_are_answered_on_every_path_without_a_token() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_changes_something_is_recorded_with_who_and_what_and_how_it_ended() {
+    let hub = Hub::new().await;
+    let admin = hub.token(Role::Admin, None).await;
+    let reader = hub.token(Role::ReadOnly, None).await;
+    let vm =
+        json!({"vm_name": "web", "disks": [{"disk_id": "disk-2000", "capacity_bytes": 1 << 20}]});
+    let made = hub
+        .ask(trusted(), "POST", "/api/v1/vm-contexts", vm.clone())
+        .await;
+    let context_id = made.json()["context_id"].as_str().unwrap().to_owned();
+    hub.ask(with(&reader), "POST", "/api/v1/vm-contexts", vm.clone())
+        .await;
+    let stranger = Way {
+        token: None,
+        ..with("")
+    };
+    hub.ask(
+        stranger,
+        "POST",
+        "/api/v1/backups/backup-web-1/cancel",
+        Value::Null,
+    )
+    .await;
+    let secret = json!({"credential_name": "vc", "vcenter_host": "h", "username": "u", "password": "hunter2"});
+    hub.ask(with(&admin), "POST", "/api/v1/vmware-credentials", secret)
+        .await;
+    let new = json!({"name": "ops", "role": "operator"});
+    let token = hub
+        .ask(with(&admin), "POST", "/api/v1/tokens", new)
+        .await
+        .json()["token"]
+        .clone();
+    hub.ask(
+        with(&admin),
+        "POST",
+        "/api/v1/backups/backup-none-1/cancel",
+        Value::Null,
+    )
+    .await;
+    hub.ask(with(&reader), "GET", "/api/v1/vm-contexts", Value::Null)
+        .await;
+
+    let log = hub
+        .ask(with(&admin), "GET", "/api/v1/audit", Value::Null)
+        .await;
+    assert_eq!(log.status, 200);
+    for secret in ["hunter2", "sendense_", token.as_str().unwrap()] {
+        assert!(!log.text.contains(secret), "{}", log.text);
+    }
+    let rows: Vec<_> = log.json()["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(row)
+        .collect();
+    let expected = [
+        format!("loopback trusted 127.0.0.1 register_vm context_id={context_id} done 201"),
+        "read-only-false read-only 192.0.2.7 register_vm  refused 403".to_owned(),
+        "unknown - 192.0.2.7 cancel_backup backup_id=backup-web-1 refused 401".to_owned(),
+        "admin-false admin 192.0.2.7 add_credential credential_id=1 done 201".to_owned(),
+        "admin-false admin 192.0.2.7 manage_tokens name=ops done 201".to_owned(),
+        "admin-false admin 192.0.2.7 cancel_backup backup_id=backup-none-1 refused 404".to_owned(),
+    ];
+    assert_eq!(rows, expected);
+    for entry in log.json()["entries"].as_array().unwrap() {
+        assert_eq!(entry["request_id"].as_str().unwrap().len(), 36);
+        assert_eq!(entry["time"], "2025-10-10T08:09:07Z");
+    }
+    let page = hub.ask(
+        with(&admin),
+        "GET",
+        "/api/v1/audit?limit=2&actor=admin-false",
+        Value::Null,
+    );
+    let page = page.await.json();
+    assert_eq!(page["entries"].as_array().unwrap().len(), 2);
+    let next = format!(
+        "/api/v1/audit?actor=admin-false&before={}",
+        page["next_before"]
+    );
+    let rest = hub
+        .ask(with(&admin), "GET", &next, Value::Null)
+        .await
+        .json();
+    assert_eq!(rest["entries"].as_array().unwrap().len(), 1);
+    let odd = hub
+        .ask(with(&admin), "GET", "/api/v1/audit?limit=x", Value::Null)
+        .await;
+    assert_eq!(odd.status, 400, "{}", odd.text);
+}
+
+/// An entry of the audit log in a line.
+fn row(entry: &Value) -> String {
+    let word = |name: &str| entry[name].as_str().unwrap_or("-").to_owned();
+    let words = ["actor", "role", "peer", "verb", "object", "outcome"].map(word);
+    format!("{} {}", words.join(" "), entry["status"])
+}
+
+#[tokio::test]
+async fn strangers_do_not_fill_the_audit_log() {
+    let hub = Hub::new().await;
+    let router = hub.router(Way {
+        token: None,
+        ..with("")
+    });
+    for _ in 0..50 {
+        let request = Request::post("/api/v1/backups")
+            .body(Body::empty())
+            .unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), 401);
+    }
+    let log = hub
+        .ask(trusted(), "GET", "/api/v1/audit?limit=1000", Value::Null)
+        .await
+        .json();
+    let entries = log["entries"].as_array().unwrap().len();
+    assert_eq!(entries, api::limits::AUDITED_STRANGERS_PER_MINUTE as usize);
+}
+
+/// What was begun is done and recorded whatever becomes of the caller.
+#[tokio::test]
+async fn a_caller_who_goes_away_is_recorded_all_the_same() {
+    let hub = Hub::new().await;
+    let body =
+        json!({"vm_name": "web", "disks": [{"disk_id": "disk-2000", "capacity_bytes": 1 << 20}]});
+    let request = Request::post("/api/v1/vm-contexts")
+        .body(Body::from(body.to_string()))
+        .unwrap();
+    let mut asked = std::pin::pin!(hub.router(trusted()).oneshot(request));
+    // Up to its first wait, which is for the task that does the work.
+    assert!(futures_util::poll!(&mut asked).is_pending());
+    let log = async || {
+        hub.ask(trusted(), "GET", "/api/v1/audit", Value::Null)
+            .await
+            .json()
+    };
+    let recorded = async {
+        while log().await["entries"].as_array().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let bound = std::time::Duration::from_secs(60);
+    tokio::time::timeout(bound, recorded)
+        .await
+        .expect("an entry");
+    assert_eq!(log().await["entries"][0]["outcome"], "done");
+}

@@ -54,6 +54,7 @@ fn the_document_has_the_calls_of_the_contract() {
     check("post", "/api/v1/tokens");
     check("get", "/api/v1/tokens");
     check("delete", "/api/v1/tokens/{name}");
+    check("get", "/api/v1/audit");
 }
 
 #[test]

@@ -12,9 +12,10 @@ use crate::error::Error;
 use crate::export::ExportRegistry;
 use crate::id::{BackupId, DiskIndex, VmContextId};
 use crate::model::{
-    Backup, BackupDisk, BackupFilter, BackupPage, BackupStats, Caller, ChainLayer, ChainView,
-    ChangeIdAnswer, Comparison, CompleteDisk, Credential, NewCredential, NewToken, NewVm,
-    RepositorySummary, StartBackup, StartedBackup, Telemetry, Token, Vm, VmDisk,
+    AuditEntry, AuditFilter, Backup, BackupDisk, BackupFilter, BackupPage, BackupStats, Caller,
+    ChainLayer, ChainView, ChangeIdAnswer, Comparison, CompleteDisk, Credential, Deed,
+    NewCredential, NewToken, NewVm, RepositorySummary, StartBackup, StartedBackup, Telemetry,
+    Token, Vm, VmDisk,
 };
 use crate::workflow::{self, Hooks, Hub, Subscription};
 
@@ -338,6 +339,25 @@ impl Engine {
         raw: &Path,
     ) -> Result<Comparison, Error> {
         workflow::compare_disk(&self.hub, id, disk, raw).await
+    }
+
+    /// Records what somebody did.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn record(&self, deed: &Deed) -> Result<(), Error> {
+        let now = self.hub.clock.now();
+        self.hub.catalog.record_deed(deed, now).await
+    }
+
+    /// What was done, newest first.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditEntry>, Error> {
+        self.hub.catalog.audit(filter).await
     }
 
     /// Who holds this token.

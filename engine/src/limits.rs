@@ -133,6 +133,13 @@ pub const RECORD_RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between such tries.
 pub const RECORD_RETRY_LAST: Duration = Duration::from_secs(30);
 
+/// Entries of the audit log that are kept: what a hub with a thousand backups a day does in two months. The trigger that
+/// guards the log in the database has the same number.
+pub const AUDIT_ROWS_MAX: i64 = 100_000;
+
+/// How much of an object an entry of the audit log keeps, in characters: an id and the name of a VM.
+pub const AUDIT_OBJECT_CHARS_MAX: usize = 400;
+
 /// Longest name of a token, in characters: it stands in every row of the audit log that its holder causes.
 pub const TOKEN_NAME_CHARS_MAX: usize = 100;
 

@@ -8,7 +8,7 @@ use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::config::{EngineConfig, Secret};
 use crate::error::{Error, ErrorKind};
-use crate::model::{NewToken, Token};
+use crate::model::{Deed, NewToken, Token, Verb};
 use crate::repository::DataLock;
 use crate::workflow;
 
@@ -61,7 +61,9 @@ impl Tokens {
     /// [`Invalid`](ErrorKind::Invalid) for what cannot be a token, [`NotFound`](ErrorKind::NotFound) for an unknown job,
     /// [`Conflict`](ErrorKind::Conflict) if the name is taken.
     pub async fn create(&self, token: &NewToken) -> Result<(Token, Secret), Error> {
-        workflow::create_token(&self.catalog, token, self.clock.now()).await
+        let made = workflow::create_token(&self.catalog, token, self.clock.now()).await?;
+        self.record(&token.name).await?;
+        Ok(made)
     }
 
     /// Every token, by name.
@@ -77,7 +79,21 @@ impl Tokens {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound).
     pub async fn revoke(&self, name: &str) -> Result<(), Error> {
-        self.catalog.revoke_token(name).await
+        self.catalog.revoke_token(name).await?;
+        self.record(name).await
+    }
+
+    async fn record(&self, name: &str) -> Result<(), Error> {
+        let deed = Deed {
+            actor: "command line".to_owned(),
+            role: None,
+            peer: None,
+            verb: Verb::ManageTokens,
+            object: format!("name={name}"),
+            status: 0,
+            request_id: String::new(),
+        };
+        self.catalog.record_deed(&deed, self.clock.now()).await
     }
 
     /// Closes the database.

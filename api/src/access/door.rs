@@ -1,11 +1,13 @@
 //! Who asks.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
-use engine::{Caller, Engine, Role, Secret};
+use engine::{Caller, Clock, Engine, Role, Secret};
 
+use super::Strangers;
 use crate::error::Failure;
 
 /// Who is trusted without a token. A token that is presented must be good whoever presents it.
@@ -23,7 +25,9 @@ pub enum Trust {
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) engine: Engine,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) trust: Trust,
+    pub(crate) strangers: Arc<Strangers>,
 }
 
 impl Door {

@@ -1,11 +1,15 @@
-//! Inputs of `/tokens` and `/auth`.
+//! Inputs of `/tokens`, `/auth` and `/audit`.
 
-use engine::{BackupId, NewToken, Role, Secret};
+use std::num::ParseIntError;
+use std::str::FromStr;
+
+use engine::{AuditFilter, BackupId, NewToken, Role, Secret};
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::non_empty;
 use crate::error::Failure;
+use crate::limits::AUDIT_PAGE_ROWS;
 
 /// Make a token.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -61,5 +65,48 @@ pub(crate) struct LoginInput {
 impl LoginInput {
     pub(crate) fn token(self) -> Secret {
         Secret::new(self.token)
+    }
+}
+
+/// Which entries of the audit log; all that are given must hold.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct AuditQuery {
+    /// A token's name, `loopback`, `unknown`, …
+    #[param(required = false)]
+    actor: String,
+    /// What was asked for, such as `start_backup`.
+    #[param(required = false)]
+    verb: String,
+    /// `done`, `refused` or `failed`.
+    #[param(required = false)]
+    outcome: String,
+    /// Only entries older than this one, a number.
+    #[param(required = false)]
+    before: String,
+    /// Most entries to return, a number; 100 when absent, 1000 at most.
+    #[param(required = false)]
+    limit: String,
+}
+
+impl AuditQuery {
+    pub(crate) fn check(self) -> Result<AuditFilter, Failure> {
+        Ok(AuditFilter {
+            actor: non_empty(self.actor),
+            verb: non_empty(self.verb),
+            outcome: non_empty(self.outcome),
+            before: number("before", &self.before)?,
+            limit: Some(number("limit", &self.limit)?.unwrap_or(AUDIT_PAGE_ROWS)),
+        })
+    }
+}
+
+fn number<T: FromStr<Err = ParseIntError>>(name: &str, text: &str) -> Result<Option<T>, Failure> {
+    match text {
+        "" => Ok(None),
+        digits => digits.parse().map(Some).map_err(|error: ParseIntError| {
+            Failure::invalid(format!("invalid {name}"), error.to_string())
+        }),
     }
 }

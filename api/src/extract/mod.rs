@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::marker::PhantomData;
 
-pub(crate) use access::{LoginInput, TokenInput};
+pub(crate) use access::{AuditQuery, LoginInput, TokenInput};
 pub(crate) use backups::{
     ChainQuery, ChangeIdQuery, CompleteDiskInput, ListQuery, StartBackupInput, StatsQuery, job_id,
     stored_backup_id,

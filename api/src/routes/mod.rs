@@ -2,6 +2,7 @@
 //!
 //! The route and its OpenAPI entry are one declaration, so neither exists without the other.
 
+mod audit;
 mod auth;
 mod backups;
 mod health;
@@ -26,8 +27,8 @@ use tower_http::trace::TraceLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::routes;
 
-use crate::access::{Door, Guarded, Trust};
-use crate::error::{Access, Repositories, Telemetry};
+use crate::access::{Door, Guarded, Strangers, Trust};
+use crate::error::{Access, Problems, Repositories, Telemetry};
 use crate::{limits, openapi as document, request_id};
 
 /// What every route is given.
@@ -46,7 +47,9 @@ pub fn router(engine: Engine, clock: Arc<dyn Clock>, trust: Trust) -> Router {
     let (routes, document) = with_document();
     let door = Door {
         engine: engine.clone(),
+        clock: Arc::clone(&clock),
         trust,
+        strangers: Arc::new(Strangers::default()),
     };
     routes
         .merge(openapi::routes(&document))
@@ -65,6 +68,7 @@ pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
         Guarded::<Repositories>::new().allow(Verb::ReadRepositories, routes!(repositories::list));
     let telemetry =
         Guarded::<Telemetry>::new().allow(Verb::ReportTelemetry, routes!(telemetry::telemetry));
+    let audit = Guarded::<Problems>::new().allow(Verb::ReadAudit, routes!(audit::audit));
     let v1 = Guarded::<Access>::new()
         .merge(backups::routes())
         .merge(telemetry)
@@ -72,6 +76,7 @@ pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
         .merge(repositories)
         .merge(auth::routes())
         .merge(tokens::routes())
+        .merge(audit)
         .open(routes!(health::health_v1));
     Guarded::<Access>::with_openapi(document::head())
         .open(routes!(health::health))

@@ -5,17 +5,39 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 /// A view and the status that it goes out with.
-pub(crate) struct Reply<T>(StatusCode, T);
+pub(crate) struct Reply<T> {
+    status: StatusCode,
+    view: T,
+    subject: Option<Subject>,
+}
+
+/// What the audit log calls the object of a request that made one: `name=value`.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject(pub(crate) String);
 
 impl<T: Serialize> Reply<T> {
+    fn with(status: StatusCode, view: T) -> Self {
+        Self {
+            status,
+            view,
+            subject: None,
+        }
+    }
+
+    /// Says what the request was about, where its path does not.
+    pub(crate) fn about(mut self, name: &str, value: &str) -> Self {
+        self.subject = Some(Subject(format!("{name}={value}")));
+        self
+    }
+
     /// 200.
     pub(crate) fn ok(view: T) -> Self {
-        Self(StatusCode::OK, view)
+        Self::with(StatusCode::OK, view)
     }
 
     /// 201.
     pub(crate) fn created(view: T) -> Self {
-        Self(StatusCode::CREATED, view)
+        Self::with(StatusCode::CREATED, view)
     }
 
     /// 201 for something new, 200 for something that was updated.
@@ -28,21 +50,25 @@ impl<T: Serialize> Reply<T> {
 
     /// 401.
     pub(crate) fn unauthorized(view: T) -> Self {
-        Self(StatusCode::UNAUTHORIZED, view)
+        Self::with(StatusCode::UNAUTHORIZED, view)
     }
 
     /// 200, or 503 when the hub cannot work.
     pub(crate) fn health(healthy: bool, view: T) -> Self {
         match healthy {
             true => Self::ok(view),
-            false => Self(StatusCode::SERVICE_UNAVAILABLE, view),
+            false => Self::with(StatusCode::SERVICE_UNAVAILABLE, view),
         }
     }
 }
 
 impl<T: Serialize> IntoResponse for Reply<T> {
     fn into_response(self) -> Response {
-        json(self.0, "application/json", &self.1)
+        let mut response = json(self.status, "application/json", &self.view);
+        if let Some(subject) = self.subject {
+            response.extensions_mut().insert(subject);
+        }
+        response
     }
 }
 

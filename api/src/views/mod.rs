@@ -4,6 +4,7 @@
 //! become the OpenAPI document.
 
 mod access;
+mod audit;
 mod backup;
 mod chain;
 mod disk;
@@ -16,6 +17,7 @@ mod vm;
 pub use access::{
     CreatedTokenView, LoginFailure, LoginView, RevokedTokenView, TokenListView, TokenView,
 };
+pub use audit::{AuditEntryView, AuditListView};
 pub use backup::{
     BackupListView, BackupView, CancelledView, ChangeIdView, CompletedView, DeletedView,
     DiskResultView, LostView, StatsView,

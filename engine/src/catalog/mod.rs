@@ -9,6 +9,7 @@
 //! * Nothing is decided from the number of rows that a statement changed; existence is read first.
 //! * Dropping a call midway rolls its transaction back.
 
+mod audit;
 mod begin;
 mod chain;
 mod change_id;

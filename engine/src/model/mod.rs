@@ -1,6 +1,7 @@
 //! States and rules of the hub, PURE: no database, no files, no clock, no runtime.
 
 mod access;
+mod audit;
 mod backup;
 mod chain;
 mod change_id;
@@ -15,6 +16,7 @@ mod vm;
 mod watch;
 
 pub use access::*;
+pub use audit::*;
 pub use backup::*;
 pub use chain::*;
 pub use change_id::*;

@@ -28,5 +28,6 @@ pub(crate) async fn start(
 ) -> Result<Reply<BackupView>, Refused<Backups>> {
     let (request, tags) = body.0.check()?;
     let started = api.engine.start_backup(request).await?;
-    Ok(Reply::ok(BackupView::started(started, tags)))
+    let id = started.backup.id.clone();
+    Ok(Reply::ok(BackupView::started(started, tags)).about("backup_id", id.as_str()))
 }

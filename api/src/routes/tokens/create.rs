@@ -26,5 +26,6 @@ pub(crate) async fn create(
     body: Body<TokenInput, Problems>,
 ) -> Result<Reply<CreatedTokenView>, Refused<Problems>> {
     let (token, text) = api.engine.create_token(&body.0.check()?).await?;
-    Ok(Reply::created(CreatedTokenView::new(token, &text)))
+    let name = token.name.clone();
+    Ok(Reply::created(CreatedTokenView::new(token, &text)).about("name", &name))
 }

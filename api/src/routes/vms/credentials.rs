@@ -25,5 +25,6 @@ pub(crate) async fn create(
     body: Body<CredentialInput, Problems>,
 ) -> Result<Reply<CredentialView>, Refused<Problems>> {
     let credential = api.engine.add_credential(body.0.check()?).await?;
-    Ok(Reply::created(CredentialView::from(credential)))
+    let id = credential.id.to_string();
+    Ok(Reply::created(CredentialView::from(credential)).about("credential_id", &id))
 }

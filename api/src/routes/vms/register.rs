@@ -26,6 +26,7 @@ pub(crate) async fn register(
     body: Body<VmInput, VmContexts>,
 ) -> Result<Reply<VmRegisteredView>, Refused<VmContexts>> {
     let (vm, created) = api.engine.register_vm(body.0.into()).await?;
+    let id = vm.context_id.clone();
     let view = VmRegisteredView::new(vm, created);
-    Ok(Reply::created_or_updated(created, view))
+    Ok(Reply::created_or_updated(created, view).about("context_id", id.as_str()))
 }

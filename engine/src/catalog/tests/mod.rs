@@ -242,6 +242,7 @@ async fn count(catalog: &Catalog, table: &'static str) -> i64 {
         "backup_disks" => "SELECT COUNT(*) FROM backup_disks",
         "backup_chains" => "SELECT COUNT(*) FROM backup_chains",
         "backup_copies" => "SELECT COUNT(*) FROM backup_copies",
+        "audit_log" => "SELECT COUNT(*) FROM audit_log",
         "restore_mounts" => "SELECT COUNT(*) FROM restore_mounts",
         other => panic!("no such table: {other}"),
     };
