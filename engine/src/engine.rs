@@ -10,12 +10,12 @@ use crate::clock::Clock;
 use crate::config::{EngineConfig, Secret};
 use crate::error::Error;
 use crate::export::ExportRegistry;
-use crate::id::{BackupId, DiskIndex, VmContextId};
+use crate::id::{BackupId, DiskIndex, RepositoryId, VmContextId};
 use crate::model::{
     AuditEntry, AuditFilter, Backup, BackupDisk, BackupFilter, BackupPage, BackupStats, Caller,
     ChainLayer, ChainView, ChangeIdAnswer, Comparison, CompleteDisk, Credential, Deed,
-    NewCredential, NewToken, NewVm, RepositorySummary, StartBackup, StartedBackup, Telemetry,
-    Token, Vm, VmDisk,
+    NewCredential, NewRepository, NewToken, NewVm, Place, Removal, RepositoryState,
+    RepositorySummary, StartBackup, StartedBackup, StorageSeen, Telemetry, Token, Vm, VmDisk,
 };
 use crate::workflow::{self, Hooks, Hub, Subscription};
 
@@ -123,13 +123,79 @@ impl Engine {
         workflow::add_credential(&self.hub, credential).await
     }
 
-    /// Every repository, by name.
+    /// Every repository with its state now, by name.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub async fn repositories(&self) -> Result<Vec<RepositorySummary>, Error> {
-        self.hub.catalog.repositories().await
+    pub async fn repositories(&self) -> Result<Vec<(RepositorySummary, RepositoryState)>, Error> {
+        workflow::repositories(&self.hub).await
+    }
+
+    /// One repository with its state now.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn repository(
+        &self,
+        id: &RepositoryId,
+    ) -> Result<(RepositorySummary, RepositoryState), Error> {
+        workflow::repository(&self.hub, id).await
+    }
+
+    /// Makes a repository, after mounting its share and writing there once.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for what cannot be a repository, `Conflict` if its name is taken or another one is there, `Unsupported` for a
+    /// password without a credential key, `Unavailable` for a place that cannot be used.
+    pub async fn create_repository(&self, new: NewRepository) -> Result<RepositorySummary, Error> {
+        workflow::create_repository(&self.hub, new).await
+    }
+
+    /// Whether a place could become a repository; nothing is recorded.
+    ///
+    /// # Errors
+    ///
+    /// As [`create_repository`](Self::create_repository).
+    pub async fn try_place(
+        &self,
+        place: Place,
+        password: Option<Secret>,
+    ) -> Result<StorageSeen, Error> {
+        workflow::try_place(&self.hub, place, password).await
+    }
+
+    /// The storage of a repository as it is now; what is seen is recorded. With `write`, a file is made and removed first.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `Unavailable` if it cannot be used.
+    pub async fn look_at_repository(
+        &self,
+        id: &RepositoryId,
+        write: bool,
+    ) -> Result<(RepositorySummary, StorageSeen), Error> {
+        workflow::look_at_repository(&self.hub, id, write).await
+    }
+
+    /// Looks at the storage of every repository that is switched on: how many answered, how many did not.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn refresh_storage(&self) -> Result<(usize, usize), Error> {
+        workflow::refresh_storage(&self.hub).await
+    }
+
+    /// Forgets a repository that holds no backup; its files stay.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `Conflict` for the default one or if a policy names it.
+    pub async fn delete_repository(&self, id: &RepositoryId) -> Result<Removal, Error> {
+        workflow::delete_repository(&self.hub, id).await
     }
 
     /// Starts a backup. When it returns, every export accepts data, and a node that has to has been told. A start that

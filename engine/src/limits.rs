@@ -133,6 +133,22 @@ pub const RECORD_RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between such tries.
 pub const RECORD_RETRY_LAST: Duration = Duration::from_secs(30);
 
+/// Most mount options of a share: more than mount(8), nfs(5) and mount.cifs(8) know together is a mistake.
+pub const MOUNT_OPTIONS_MAX: usize = 64;
+
+/// Longest retention, in days: a hundred years.
+pub const RETENTION_DAYS_MAX: u32 = 36_525;
+
+/// How much of a mounter's complaint an error repeats, in characters.
+pub const MOUNT_ERROR_CHARS_MAX: usize = 300;
+
+/// How long mounting may take, in seconds: what the legacy hub allowed.
+pub const MOUNT_TIMEOUT_S: u32 = 30;
+
+/// How long a look at a repository's storage may take: a share whose server is away never answers, and the others are to be
+/// shown.
+pub const REPOSITORY_LOOK: Duration = Duration::from_secs(5);
+
 /// Entries of the audit log that are kept: what a hub with a thousand backups a day does in two months. The trigger that
 /// guards the log in the database has the same number.
 pub const AUDIT_ROWS_MAX: i64 = 100_000;

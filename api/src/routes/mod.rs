@@ -28,7 +28,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::routes;
 
 use crate::access::{Door, Guarded, Strangers, Trust};
-use crate::error::{Access, Problems, Repositories, Telemetry};
+use crate::error::{Access, Problems, Telemetry};
 use crate::{limits, openapi as document, request_id};
 
 /// What every route is given.
@@ -64,8 +64,6 @@ pub fn router(engine: Engine, clock: Arc<dyn Clock>, trust: Trust) -> Router {
 
 /// Every route, and the document that describes exactly these.
 pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
-    let repositories =
-        Guarded::<Repositories>::new().allow(Verb::ReadRepositories, routes!(repositories::list));
     let telemetry =
         Guarded::<Telemetry>::new().allow(Verb::ReportTelemetry, routes!(telemetry::telemetry));
     let audit = Guarded::<Problems>::new().allow(Verb::ReadAudit, routes!(audit::audit));
@@ -73,7 +71,7 @@ pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
         .merge(backups::routes())
         .merge(telemetry)
         .merge(vms::routes())
-        .merge(repositories)
+        .merge(repositories::routes())
         .merge(auth::routes())
         .merge(tokens::routes())
         .merge(audit)

@@ -48,6 +48,11 @@ impl<T: Serialize> Reply<T> {
         }
     }
 
+    /// 409.
+    pub(crate) fn conflict(view: T) -> Self {
+        Self::with(StatusCode::CONFLICT, view)
+    }
+
     /// 401.
     pub(crate) fn unauthorized(view: T) -> Self {
         Self::with(StatusCode::UNAUTHORIZED, view)

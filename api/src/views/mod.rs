@@ -28,7 +28,10 @@ pub use failure::{
     AccessFailure, BackupsFailure, ProblemDetails, RepositoriesFailure, VmContextsFailure,
 };
 pub use health::HealthView;
-pub use repository::{RepositoryConfigView, RepositoryListView, RepositoryView};
+pub use repository::{
+    DeletedRepositoryView, RefreshedView, RepositoryAnswer, RepositoryInUse, RepositoryListView,
+    RepositoryTestView, RepositoryView, StorageInfoView, StorageUseView, TestedStorageView,
+};
 pub use telemetry::TelemetryView;
 pub use vm::{
     CredentialView, VmContextDetailView, VmContextListView, VmContextView, VmDiskListView,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::config::Secret;
 use crate::id::{BackupId, DeviceKey, DiskIndex, ExportName, RepositoryId, VmContextId};
 use crate::model::{
     Backup, BackupDisk, BackupType, Credential, DeclaredParent, DiskCounters, FullReason, Transfer,
@@ -45,6 +46,15 @@ impl fmt::Debug for StoredCredential {
             .field("credential", &self.credential)
             .finish_non_exhaustive()
     }
+}
+
+/// The password of a share as a row has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredPassword {
+    /// Base64 of nonce and ciphertext.
+    Sealed(String),
+    /// As a legacy hub left it.
+    Plain(Secret),
 }
 
 /// A repository on a folder of this hub, to make if it is not there.

@@ -1,8 +1,8 @@
-//! The inventory: VMs, their disks, credentials and repositories.
+//! The inventory: VMs, their disks and credentials.
 
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::id::{DeviceKey, RepositoryId, VmContextId};
+use crate::id::{DeviceKey, VmContextId};
 use crate::limits::{DISK_CAPACITY_BYTES_MAX, DISKS_PER_VM_MAX, NAME_CHARS_MAX, VM_PATH_CHARS_MAX};
 
 /// A VM to register, or to update: the same name and vCenter mean the same VM.
@@ -209,21 +209,4 @@ pub struct Credential {
     pub username: String,
     /// The data centre; may be empty.
     pub datacenter: String,
-}
-
-/// A repository as lists show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RepositorySummary {
-    /// Its id.
-    pub id: RepositoryId,
-    /// Its name, unique.
-    pub name: String,
-    /// `local`, `nfs`, `cifs`, `smb`, `s3` or `azure`.
-    pub repository_type: String,
-    /// Whether new backups may go there.
-    pub enabled: bool,
-    /// Root folder on this hub; empty where the type has none.
-    pub path: String,
-    /// When it was made.
-    pub created_at: Timestamp,
 }

@@ -19,12 +19,14 @@ use qcow2::{
 use super::error::{file_error, image_error};
 use super::layout::ImagePath;
 use super::manifest::Manifest;
+use super::mounts::expect_mounted;
 use super::opener::RepositoryOpener;
 use super::root::{Root, Space};
 use crate::clock::Timestamp;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::id::{BackupId, DiskIndex, VmContextId};
 use crate::limits::{IMAGE_CLUSTER_BYTES, IMAGES_PER_SECOND_MAX};
+use crate::model::Mount;
 
 /// Puts something between an image and its file; tests make it fail.
 pub(crate) type StorageWrapper = dyn Fn(Arc<dyn Storage>) -> Arc<dyn Storage> + Send + Sync;
@@ -33,6 +35,8 @@ pub(crate) type StorageWrapper = dyn Fn(Arc<dyn Storage>) -> Arc<dyn Storage> + 
 pub(crate) struct Repository {
     root: Root,
     wrapper: Option<Arc<StorageWrapper>>,
+    /// The share that the folder is; nothing for a folder of this machine.
+    share: Option<Mount>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -80,7 +84,77 @@ impl Repository {
                 error,
             )
         })?;
-        Ok(Self { root, wrapper })
+        Ok(Self {
+            root,
+            wrapper,
+            share: None,
+        })
+    }
+
+    /// Opens the folder that a mounted share is. Nothing is made: below a share that is not mounted lies the hub's own disk.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` unless the share is mounted.
+    pub(crate) fn open_on(
+        share: Mount,
+        wrapper: Option<Arc<StorageWrapper>>,
+    ) -> Result<Self, Error> {
+        expect_mounted(&share)?;
+        let path = Path::new(&share.mount_point);
+        let root = Root::open(path).map_err(|error| {
+            let details = format!("path={}", path.display());
+            file_error("failed to open repository", details, error)
+        })?;
+        let repository = Self {
+            root,
+            wrapper,
+            share: Some(share),
+        };
+        repository.expect_share()?;
+        Ok(repository)
+    }
+
+    /// Fails unless the open folder is the share that is mounted now. Called before whatever makes or names a file.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable`.
+    pub(crate) fn expect_share(&self) -> Result<(), Error> {
+        let Some(share) = &self.share else {
+            return Ok(());
+        };
+        expect_mounted(share)?;
+        let is_seen = self.root.is_seen().map_err(|error| {
+            let details = format!("path={}", self.path().display());
+            file_error("failed to look at repository", details, error)
+        })?;
+        match is_seen {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Unavailable,
+                "share was mounted anew",
+                format!("mount_point={}", share.mount_point),
+            )),
+        }
+    }
+
+    /// Makes a file and removes it: whether the hub may write here.
+    ///
+    /// # Errors
+    ///
+    /// What the filesystem says.
+    pub(crate) fn try_writing(&self) -> Result<(), Error> {
+        self.expect_share()?;
+        // The name of the legacy hub's own test, so that what a crash leaves is known.
+        let name = ".sendense_test";
+        let details = || format!("path={}", self.path().display());
+        self.root
+            .remove(name)
+            .and_then(|_| self.root.create_file(name))
+            .and_then(|_| self.root.remove(name))
+            .map(drop)
+            .map_err(|error| file_error("repository is not writable", details(), error))
     }
 
     /// The folder's absolute name.
@@ -146,6 +220,7 @@ impl Repository {
         virtual_size_bytes: u64,
         parent: Option<&ImagePath>,
     ) -> Result<Arc<Image>, Error> {
+        self.expect_share()?;
         let what = "failed to create image";
         let details = || format!("image={}", image.partial());
         let below = parent
@@ -212,6 +287,7 @@ impl Repository {
     /// Gives a sealed image and what stands beside it their final names, durably. The image comes last: once it has its
     /// name, everything has, also after a loss of power. An image that is published already is fine.
     pub(crate) fn publish_image(&self, path: &ImagePath) -> Result<(), Error> {
+        self.expect_share()?;
         let hashes = match self.image_state(path)? {
             ImageState::Partial(Some(seal)) if seal.hashes.is_some() => Needed::Always,
             // An image of an older hub, or one that is published: nothing is left to be done.

@@ -175,6 +175,16 @@ impl Root {
         Ok(found)
     }
 
+    /// Whether the folder's name still leads to this folder, and not to another filesystem that was mounted over it or came
+    /// back from under it.
+    pub(crate) fn is_seen(&self) -> io::Result<bool> {
+        let (named, open) = (
+            rustix::fs::stat(&self.path)?,
+            rustix::fs::fstat(&self.directory)?,
+        );
+        Ok((named.st_dev, named.st_ino) == (open.st_dev, open.st_ino))
+    }
+
     /// Total and available bytes of the filesystem; available is what an ordinary user may take.
     pub(crate) fn space(&self) -> io::Result<Space> {
         let facts = rustix::fs::fstatvfs(&self.directory)?;

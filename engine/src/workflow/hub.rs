@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_server::Gate;
@@ -13,6 +13,7 @@ use super::events::Events;
 use super::hooks::{Hooks, Step};
 use super::job::Job;
 use super::leases::Leases;
+use super::repositories::{mounted, share_password};
 use super::targets::Advertised;
 use crate::blocking::blocking;
 use crate::catalog::Catalog;
@@ -36,6 +37,9 @@ pub(crate) struct Hub {
     pub(crate) credential_key: Option<CredentialKey>,
     pub(crate) private_exports: bool,
     pub(crate) hooks: Hooks,
+    pub(crate) data_dir: PathBuf,
+    /// Held while a share is being mounted.
+    pub(crate) mounting: tokio::sync::Mutex<()>,
     pub(crate) repositories: Mutex<HashMap<RepositoryId, Arc<Repository>>>,
     pub(crate) jobs: Mutex<HashMap<BackupId, Arc<Job>>>,
     /// Live views.
@@ -101,31 +105,41 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] for an unknown repository, [`ErrorKind::Unsupported`] for a type that this hub cannot use.
+    /// [`ErrorKind::NotFound`] for an unknown repository, [`ErrorKind::Unsupported`] for a type that this hub cannot use,
+    /// [`ErrorKind::Unavailable`] for a share that is not there.
     pub(crate) async fn repository(&self, id: &RepositoryId) -> Result<Arc<Repository>, Error> {
-        if let Some(open) = self.open_repository(id) {
+        if let Some(open) = self.usable_repository(id).await {
             return Ok(open);
         }
         let row = self.catalog.repository(id).await?;
         self.open_row(&row).await
     }
 
-    /// Opens the files of a repository that the catalog knows.
+    /// Opens the files of a repository that the catalog knows; a share is mounted where it is not.
     pub(crate) async fn open_row(&self, row: &RepositorySummary) -> Result<Arc<Repository>, Error> {
-        if row.repository_type != "local" {
+        if let Some(open) = self.usable_repository(&row.id).await {
+            return Ok(open);
+        }
+        let place = row.place.as_ref().ok_or_else(|| {
             let details = format!(
                 "repository_id={} repository_type={}",
                 row.id, row.repository_type
             );
-            return Err(Error::new(
+            Error::new(
                 ErrorKind::Unsupported,
                 "repository type is not supported",
                 details,
-            ));
-        }
+            )
+        })?;
         let (path, wrapper) = (row.path.clone(), self.hooks.storage.clone());
-        let opened =
-            blocking(move || Repository::open_or_create(Path::new(&path), wrapper)).await?;
+        let opened = match place.mount() {
+            None => blocking(move || Repository::open_or_create(Path::new(&path), wrapper)).await?,
+            Some(share) => {
+                let password = share_password(self, &row.id).await?;
+                mounted(self, &share, password).await?;
+                blocking(move || Repository::open_on(share, wrapper)).await?
+            }
+        };
         let mut repositories = self
             .repositories
             .lock()
@@ -137,11 +151,29 @@ impl Hub {
         ))
     }
 
-    fn open_repository(&self, id: &RepositoryId) -> Option<Arc<Repository>> {
-        let repositories = self
+    /// Closes a repository, for the hub; jobs that write it keep it open.
+    pub(crate) fn forget_repository(&self, id: &RepositoryId) {
+        let mut repositories = self
             .repositories
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        repositories.get(id).cloned()
+        repositories.remove(id);
+    }
+
+    /// An open repository. One whose share was mounted anew is closed: it looks at the old one.
+    async fn usable_repository(&self, id: &RepositoryId) -> Option<Arc<Repository>> {
+        let open = {
+            let repositories = self
+                .repositories
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            repositories.get(id).cloned()?
+        };
+        let seen = Arc::clone(&open);
+        if blocking(move || seen.expect_share()).await.is_err() {
+            self.forget_repository(id);
+            return None;
+        }
+        Some(open)
     }
 }

@@ -19,6 +19,7 @@ mod list;
 mod open;
 mod publish;
 mod recover;
+mod repositories;
 mod restore_disk;
 mod shutdown;
 mod start_backup;
@@ -37,6 +38,10 @@ pub(crate) use hub::Hub;
 pub(crate) use inventory::add_credential;
 pub(crate) use list::{backup, backup_disks, backups};
 pub(crate) use open::open;
+pub(crate) use repositories::{
+    create_repository, delete_repository, look_at_repository, refresh_storage, repositories,
+    repository, try_place,
+};
 pub(crate) use restore_disk::{compare_disk, restore_disk};
 pub(crate) use shutdown::shutdown;
 pub(crate) use start_backup::start_backup;

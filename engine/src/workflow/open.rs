@@ -25,7 +25,7 @@ use crate::node::{CredentialKey, Nodes};
 use crate::repository::{DataLock, Repository};
 
 /// Id and name of the repository that every hub has.
-const DEFAULT_REPOSITORY: &str = "local";
+pub(super) const DEFAULT_REPOSITORY: &str = "local";
 
 /// Opens everything and recovers what a crash left.
 pub(crate) async fn open(
@@ -67,6 +67,8 @@ pub(crate) async fn open(
         credential_key,
         private_exports: config.private_exports,
         hooks,
+        data_dir: config.data_dir,
+        mounting: tokio::sync::Mutex::default(),
         repositories: Mutex::new([(id, Arc::new(repository))].into()),
         jobs: Mutex::default(),
         events: Events::default(),
