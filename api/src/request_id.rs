@@ -26,12 +26,13 @@ pub(crate) async fn assign(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// The span of a request: what its log lines have in common.
+/// The span of a request: what its log lines have in common. Of the highest level, because a filter that lets a line through
+/// must let its span through.
 pub(crate) fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
     let id = request.extensions().get::<RequestId>();
     let request_id = id.map(|RequestId(id)| id.as_str()).unwrap_or_default();
     let (method, path) = (request.method(), request.uri().path());
-    tracing::info_span!("request", request_id, %method, path)
+    tracing::error_span!("request", request_id, %method, path)
 }
 
 fn harmless(value: &HeaderValue) -> Option<String> {

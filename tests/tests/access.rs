@@ -43,6 +43,32 @@ async fn status(hub: &Hub, token: Option<&str>) -> u16 {
 }
 
 #[tokio::test]
+async fn a_refusal_is_logged_with_the_id_that_its_answer_has() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().join("stderr");
+    let mut command = Command::new(HUB);
+    command.env("SENDENSE_REQUIRE_TOKENS", "true");
+    command.stderr(std::fs::File::create(&path).unwrap());
+    let hub = Hub::spawn(command, &data.path().join("hub"));
+    let url = format!("{}/api/v1/vm-contexts", hub.api);
+    let answer = reqwest::get(&url).await.unwrap();
+    let id = answer.headers()["x-request-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(hub.stop().success());
+    let log = std::fs::read_to_string(&path).unwrap();
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let refused: Vec<_> = lines
+        .filter(|line| line["fields"]["event"] == "access.unauthenticated")
+        .collect();
+    assert_eq!(refused.len(), 1, "{log}");
+    assert_eq!(refused[0]["span"]["request_id"], *id, "{log}");
+}
+
+#[tokio::test]
 async fn a_token_made_before_or_beside_a_hub_is_good_until_it_is_revoked() {
     let data = tempfile::tempdir().unwrap();
     let before = token_ok(
