@@ -51,6 +51,8 @@ pub struct ServeConfig {
     pub watch: WatchLimits,
     /// Allows listeners that other machines can reach while nothing authenticates them.
     pub insecure: bool,
+    /// Whether NBD clients may have 64-bit lengths.
+    pub extended_headers: bool,
 }
 
 impl ServeConfig {
@@ -70,6 +72,7 @@ impl ServeConfig {
             require_tokens: false,
             watch: WatchLimits::default(),
             insecure: false,
+            extended_headers: true,
         }
     }
 
@@ -336,6 +339,7 @@ fn engine_config(config: ServeConfig, nbd: &[Endpoint]) -> Result<EngineConfig, 
         private_exports: config.private_exports,
         credential_key: config.credential_key,
         watch: config.watch,
+        extended_headers: config.extended_headers,
     })
 }
 

@@ -60,6 +60,7 @@ impl Hub {
             private_exports: false,
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
             watch: WatchLimits::default(),
+            extended_headers: true,
         };
         let engine = Engine::open(config, clock.clone()).await.unwrap();
         Self {

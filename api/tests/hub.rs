@@ -161,3 +161,31 @@ async fn a_hub_answers_on_both_ports_until_it_is_stopped() {
     };
     hub::start(again).await.unwrap().stop().await;
 }
+
+/// What the hub answers when a client asks for extended headers (NBD proto, "Option reply").
+async fn answer_to_extended_headers(hub: &hub::RunningHub) -> u32 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let ListenAddress::Tcp(nbd) = hub.nbd_addresses()[0] else {
+        panic!("a TCP listener")
+    };
+    let mut socket = tokio::net::TcpStream::connect(nbd).await.unwrap();
+    let asked = b"\0\0\0\x03IHAVEOPT\0\0\0\x0b\0\0\0\0";
+    socket.write_all(asked).await.unwrap();
+    let mut answer = [0; 18 + 16];
+    socket.read_exact(&mut answer).await.unwrap();
+    u32::from_be_bytes(answer[30..].try_into().unwrap())
+}
+
+#[tokio::test]
+async fn extended_headers_can_be_switched_off() {
+    for (extended_headers, expected) in [(true, 1), (false, 0x8000_0001)] {
+        let data = tempfile::tempdir().unwrap();
+        let config = ServeConfig {
+            extended_headers,
+            ..ServeConfig::ephemeral(data.path())
+        };
+        let hub = hub::start(config).await.unwrap();
+        assert_eq!(answer_to_extended_headers(&hub).await, expected);
+        hub.stop().await;
+    }
+}

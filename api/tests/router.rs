@@ -61,6 +61,7 @@ impl Hub {
             // 32 zero bytes.
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
             watch: WatchLimits::default(),
+            extended_headers: true,
         };
         let engine = Engine::open(config, clock.clone()).await.unwrap();
         Self {

@@ -25,6 +25,8 @@ pub struct EngineConfig {
     pub credential_key: Option<Secret>,
     /// How long a running backup may be without a sign of its client.
     pub watch: WatchLimits,
+    /// Whether NBD clients may have 64-bit lengths.
+    pub extended_headers: bool,
 }
 
 /// A text that no log may show.

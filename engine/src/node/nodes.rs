@@ -50,6 +50,7 @@ mod tests {
             private_exports: false,
             credential_key: None,
             watch: WatchLimits::default(),
+            extended_headers: true,
         };
         let nodes = Nodes::new(&config).unwrap();
         for (host, url) in [

@@ -55,7 +55,11 @@ pub(crate) async fn open(
         path: repository.path().display().to_string(),
     };
     catalog.ensure_repository(&row, clock.now()).await?;
-    let limits = ServerLimits::default().within_descriptors(descriptors::current());
+    let limits = ServerLimits {
+        extended_headers: config.extended_headers,
+        ..ServerLimits::default()
+    };
+    let limits = limits.within_descriptors(descriptors::current());
     let looked_at = tokio::sync::Mutex::new(clock.now());
     let hub = Arc::new(Hub {
         catalog,

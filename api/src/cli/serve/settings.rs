@@ -108,6 +108,11 @@ pub(crate) struct Settings {
     /// Allow addresses that other machines can reach, although nothing authenticates them.
     #[arg(long, env = "SENDENSE_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     insecure: Option<bool>,
+
+    /// Do not offer 64-bit requests, for NBD clients that offer them and fail at them.
+    #[arg(long, env = "SENDENSE_NO_EXTENDED_HEADERS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "no_extended_headers")]
+    no_extended_headers: Option<bool>,
 }
 
 impl Settings {
@@ -145,6 +150,7 @@ impl Settings {
             stall_timeout: self.stall_timeout.or(weaker.stall_timeout),
             gone_grace: self.gone_grace.or(weaker.gone_grace),
             insecure: self.insecure.or(weaker.insecure),
+            no_extended_headers: self.no_extended_headers.or(weaker.no_extended_headers),
         }
     }
 
@@ -205,6 +211,10 @@ impl Settings {
                 gone_grace: seconds(self.gone_grace, default.watch.gone_grace),
             },
             insecure: self.insecure.unwrap_or(default.insecure),
+            extended_headers: match self.no_extended_headers {
+                Some(refuse) => !refuse,
+                None => default.extended_headers,
+            },
             data_dir: default.data_dir,
             credential_key: default.credential_key,
         }
@@ -268,6 +278,7 @@ mod tests {
         stall-timeout = 70
         gone-grace = 80
         insecure = true
+        no-extended-headers = true
     "#;
 
     #[test]
@@ -298,7 +309,15 @@ mod tests {
         let tls = flags(&["--tls", "require"]).or(file).endpoints();
         assert!(format!("{:#}", tls.unwrap_err()).contains("/etc/hub-tls"));
 
+        let file = Settings::from_toml(FILE).unwrap();
+        assert!(!file.clone().into_config().extended_headers);
+        let merged = flags(&["--no-extended-headers=false"]).or(file);
+        assert!(merged.into_config().extended_headers);
+        let told = flags(&["--no-extended-headers"]);
+        assert!(!told.into_config().extended_headers);
+
         let config = Settings::default().into_config();
+        assert!(config.extended_headers);
         assert_eq!(config.data_dir.to_str(), Some("sendense-data"));
         assert_eq!(config.api.to_string(), "127.0.0.1:8082");
         assert_eq!(config.sna_url, "http://127.0.0.1:9081");

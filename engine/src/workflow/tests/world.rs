@@ -41,6 +41,7 @@ impl World {
             private_exports: false,
             credential_key: Some(Secret::new("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=")),
             watch: WatchLimits::default(),
+            extended_headers: true,
         }
     }
 
