@@ -280,7 +280,7 @@ impl World {
             let value = match (extent.kind, extent.depth) {
                 (ExtentKind::Data, 0) => None,
                 (ExtentKind::Data, _) => Some(BELOW),
-                (ExtentKind::Zero | ExtentKind::Unallocated, _) => Some(0),
+                (ExtentKind::Zero | ExtentKind::Unallocated | ExtentKind::Beyond, _) => Some(0),
             };
             let count = usize::try_from(extent.len_bytes).unwrap() / GRAIN;
             seen.extend(std::iter::repeat_n(value, count));

@@ -158,7 +158,12 @@ pub struct Client {
 }
 
 impl Client {
-    fn connect(socket: &Path, export: &str, style: HeaderStyle, contexts: &[&str]) -> Self {
+    /// A client of whoever listens on `socket`, as of [`Served::connect`].
+    ///
+    /// # Panics
+    /// When the server refuses, or does not answer in time.
+    #[must_use]
+    pub fn connect(socket: &Path, export: &str, style: HeaderStyle, contexts: &[&str]) -> Self {
         let mut stream = UnixStream::connect(socket).expect("the server listens");
         stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
         let mut input = BytesMut::new();

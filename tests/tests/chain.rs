@@ -75,7 +75,7 @@ fn map_of_ours(chain: &Chain) -> Vec<Run> {
         .expect("extents");
     let present = extents
         .iter()
-        .filter(|extent| extent.kind != ExtentKind::Unallocated);
+        .filter(|extent| ![ExtentKind::Unallocated, ExtentKind::Beyond].contains(&extent.kind));
     join(present.map(|extent| {
         let zero = extent.kind == ExtentKind::Zero;
         let depth = u64::from(extent.depth);

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use engine::standalone::{Device, NamedDevice, Server, serve};
 use engine::{ListenAddress, ServerLimits};
+use nbd_server::proto::{CommandCode, CommandFlags, HeaderStyle};
 use tests::peers::{have, have_python_libnbd, run_ok};
-use tests::servers::Served;
+use tests::servers::{Client, Outcome, Served};
 use tokio::runtime::Runtime;
 
 /// Runs as nbdinfo prints them: offset, length, state.
@@ -17,36 +18,59 @@ type Runs = Vec<(u64, u64, u64)>;
 const CHANGES: &str = "qemu:dirty-bitmap:changes";
 const DEPTH: &str = "qemu:allocation-depth";
 
-/// Three images of qemu: what the lowest wrote is replaced, zeroed and left alone by those above.
-fn chain(dir: &Path) -> PathBuf {
-    let steps: [(&str, &[&str]); 3] = [
-        ("base", &["write -P 1 0 8M", "write -P 1 20M 1M"]),
-        (
-            "mid",
-            &["write -P 2 1M 2M", "write -z 4M 1M", "write -P 2 30M 64k"],
-        ),
-        (
-            "tip",
-            &["write -P 3 2M 2M", "write -z 0 512k", "write -P 3 63M 1M"],
-        ),
-    ];
-    let mut below: Option<String> = None;
-    for (name, commands) in steps {
-        let file = format!("{name}.qcow2");
-        let path = dir.join(&file);
-        let path = path.to_str().expect("a plain path");
-        let mut args = vec!["create", "-q", "-f", "qcow2"];
+/// Name, size, and what qemu-io does to it.
+type Layer = (&'static str, &'static str, &'static [&'static str]);
+
+/// What the lowest wrote is replaced, zeroed and left alone by those above.
+const THREE: [Layer; 3] = [
+    ("base", "64M", &["write -P 1 0 8M", "write -P 1 20M 1M"]),
+    (
+        "mid",
+        "64M",
+        &["write -P 2 1M 2M", "write -z 4M 1M", "write -P 2 30M 64k"],
+    ),
+    (
+        "tip",
+        "64M",
+        &["write -P 3 2M 2M", "write -z 0 512k", "write -P 3 63M 1M"],
+    ),
+];
+
+/// Images of qemu, each on top of the one before; the tip.
+fn layers(dir: &Path, layers: &[Layer]) -> PathBuf {
+    let mut below: Option<PathBuf> = None;
+    for (name, size, commands) in layers {
+        let path = dir.join(format!("{name}.qcow2"));
+        let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
+        let mut args = vec!["create".to_owned(), "-q".to_owned()];
+        args.extend(["-f", "qcow2"].map(str::to_owned));
         if let Some(below) = &below {
-            args.extend(["-F", "qcow2", "-b", below]);
+            args.extend(["-F".to_owned(), "qcow2".to_owned(), "-b".to_owned()]);
+            args.push(text(below));
         }
-        args.extend([path, "64M"]);
+        args.extend([text(&path), (*size).to_owned()]);
         run_ok("qemu-img", args);
-        for command in commands {
-            run_ok("qemu-io", ["-f", "qcow2", "-c", command, path]);
+        for command in *commands {
+            run_ok("qemu-io", ["-f", "qcow2", "-c", command, &text(&path)]);
         }
-        below = Some(file);
+        below = Some(path);
     }
-    dir.join("tip.qcow2")
+    below.expect("a layer")
+}
+
+fn chain(dir: &Path) -> PathBuf {
+    layers(dir, &THREE)
+}
+
+/// qemu-nbd on this image, with its depth.
+fn qemu_nbd(image: &Path) -> Served {
+    let socket = image.with_extension("qemu.sock");
+    let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
+    let (path, image) = (text(&socket), text(image));
+    let args = [
+        "-t", "-e", "0", "-r", "-A", "-f", "qcow2", "-k", &path, &image,
+    ];
+    Served::program("qemu-nbd", &socket, &args)
 }
 
 /// `export IMAGE`, without the program around it.
@@ -82,6 +106,10 @@ impl Exported {
     fn uri(&self) -> String {
         format!("nbd+unix:///disk?socket={}", self.socket.display())
     }
+
+    fn connect(&self, context: &str) -> Client {
+        Client::connect(&self.socket, "disk", HeaderStyle::Structured, &[context])
+    }
 }
 
 impl Drop for Exported {
@@ -116,18 +144,7 @@ fn depth_is_what_qemu_says_and_changes_are_what_the_tip_holds() {
     }
     let dir = tempfile::tempdir().expect("a folder");
     let tip = chain(dir.path());
-    let socket = dir.path().join("qemu.sock");
-    let (image, path) = (
-        tip.to_str().expect("a path"),
-        socket.to_str().expect("a path"),
-    );
-    let qemu = Served::program(
-        "qemu-nbd",
-        &socket,
-        &[
-            "-t", "-e", "0", "-r", "-A", "-f", "qcow2", "-k", path, image,
-        ],
-    );
+    let qemu = qemu_nbd(&tip);
     let (theirs, their_depth) = (qemu.uri(""), map(&qemu.uri(""), DEPTH));
     assert!(their_depth.len() > 8, "{their_depth:?}");
     let ours = Exported::new(&tip, true);
@@ -166,6 +183,141 @@ fn depth_is_what_qemu_says_and_changes_are_what_the_tip_holds() {
     );
     let writable = Exported::new(&tip, false);
     assert_eq!(map(&writable.uri(), DEPTH), their_depth);
+}
+
+/// Chains whose layers end at different places, and what is written where they end.
+const ENDS: [(&str, &[Layer]); 7] = [
+    ("one image", &[("a", "2M", &["write -P 1 64k 64k"])]),
+    (
+        "a base that ends within a cluster",
+        &[
+            (
+                "a",
+                "3146240",
+                &["write -P 1 0 128k", "write -P 1 3145728 512"],
+            ),
+            ("b", "8M", &["write -P 2 4M 64k", "write -P 2 8323072 64k"]),
+        ],
+    ),
+    (
+        "a base that ends where nobody wrote",
+        &[("a", "3146240", &["write -P 1 0 128k"]), ("b", "8M", &[])],
+    ),
+    (
+        "a middle that hides what lies below",
+        &[
+            ("a", "16M", &["write -P 1 0 16M"]),
+            ("b", "4M", &["write -P 2 1M 64k", "write -z 4128768 64k"]),
+            ("c", "16M", &["write -P 3 8M 64k"]),
+        ],
+    ),
+    (
+        "a tip that is shorter than its base",
+        &[
+            ("a", "16M", &["write -P 1 2M 14M"]),
+            ("b", "5M", &["write -P 2 4M 1M"]),
+        ],
+    ),
+    (
+        "first and last clusters of many layers",
+        &[
+            ("a", "4M", &["write -P 1 0 64k", "write -P 1 4128768 64k"]),
+            ("b", "6M", &["write -P 2 64k 64k", "write -P 2 6225920 64k"]),
+            (
+                "c",
+                "5M",
+                &["write -P 3 128k 64k", "write -P 3 5177344 64k"],
+            ),
+            ("d", "8M", &["write -z 192k 64k", "write -z 8323072 64k"]),
+            (
+                "e",
+                "8388096",
+                &["write -P 5 256k 64k", "write -P 5 8387584 512"],
+            ),
+        ],
+    ),
+    (
+        "layers of which each is shorter",
+        &[
+            ("a", "1M", &["write -P 1 0 1M"]),
+            ("b", "2M", &[]),
+            ("c", "3M", &[]),
+            ("d", "4M", &["write -P 4 3M 64k"]),
+        ],
+    ),
+];
+
+#[test]
+fn depth_where_layers_end_is_what_qemu_says() {
+    if !(have("nbdinfo") && have("qemu-nbd") && have("qemu-io")) {
+        return;
+    }
+    for (what, chain) in ENDS {
+        let dir = tempfile::tempdir().expect("a folder");
+        let tip = layers(dir.path(), chain);
+        let qemu = qemu_nbd(&tip);
+        let theirs = [DEPTH, "base:allocation"].map(|context| map(&qemu.uri(""), context));
+        drop(qemu);
+        for read_only in [true, false] {
+            let ours = Exported::new(&tip, read_only);
+            let told = [DEPTH, "base:allocation"].map(|context| map(&ours.uri(), context));
+            assert_eq!(told, theirs, "{what}: read_only={read_only}");
+        }
+    }
+}
+
+#[test]
+fn zeroes_without_holes_keep_an_allocation() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let image = layers(dir.path(), &[("disk", "8M", &[])]);
+    let size = || std::fs::metadata(&image).expect("the image").len();
+    let (empty_bytes, runs) = (size(), [(1 << 20, 2), (7 << 20, 3)]);
+    let ours = Exported::new(&image, false);
+    let mut client = ours.connect("base:allocation");
+    let mut zero = |flags, offset| {
+        let zeroed = client.ask(CommandCode::WRITE_ZEROES, flags, (offset, 1 << 20), &[]);
+        assert_eq!(zeroed, Outcome::Done(Vec::new()));
+    };
+    zero(CommandFlags::NO_HOLE, 0);
+    zero(CommandFlags::EMPTY, 1 << 20);
+    let status = client.ask(
+        CommandCode::BLOCK_STATUS,
+        CommandFlags::EMPTY,
+        (0, 8 << 20),
+        &[],
+    );
+    assert_eq!(status, Outcome::Status(vec![(0, runs.to_vec())]));
+    drop((client, ours));
+    // The file says the same, in the words of others.
+    assert!(
+        size() >= empty_bytes + (1 << 20),
+        "{} {empty_bytes}",
+        size()
+    );
+    let path = image.to_str().expect("a path");
+    let map = run_ok("qemu-img", ["map", "-f", "qcow2", "--output=json", path]);
+    let map: serde_json::Value = serde_json::from_str(&map).expect("JSON");
+    let told: Vec<_> = map.as_array().expect("a list").iter().collect();
+    let kept = told.iter().filter(|run| run["offset"].is_u64());
+    let kept: Vec<_> = kept
+        .map(|run| (run["start"].as_u64(), run["zero"] == true))
+        .collect();
+    assert_eq!(kept, [(Some(0), true)], "{map}");
+    assert_eq!(told[0]["length"], 1 << 20, "{map}");
+    // Opened again, read only, it is told alike.
+    let again = Exported::new(&image, true);
+    let mut client = again.connect("base:allocation");
+    let status = client.ask(
+        CommandCode::BLOCK_STATUS,
+        CommandFlags::EMPTY,
+        (0, 8 << 20),
+        &[],
+    );
+    let runs = vec![(1 << 20, 2), (7 << 20, 3)];
+    assert_eq!(status, Outcome::Status(vec![(0, runs)]));
 }
 
 #[test]

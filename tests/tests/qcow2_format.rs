@@ -249,9 +249,14 @@ fn map_of(extents: &[Extent]) -> Vec<MapRun> {
         let data = extent.kind == ExtentKind::Data;
         let depth = data.then_some(u64::from(extent.depth));
         let host = extent.host_offset.filter(|_| data);
+        // In the words of qemu-img nobody has what lies beyond a layer's end.
+        let kind = match extent.kind {
+            ExtentKind::Beyond => ExtentKind::Unallocated,
+            kind => kind,
+        };
         push_run(
             &mut map,
-            (extent.offset, extent.len_bytes, extent.kind, depth, host),
+            (extent.offset, extent.len_bytes, kind, depth, host),
         );
     }
     map

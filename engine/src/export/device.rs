@@ -130,6 +130,8 @@ pub(crate) fn allocation(extents: &[qcow2::Extent]) -> Vec<Extent> {
             qcow2::ExtentKind::Data => (false, false, true),
             qcow2::ExtentKind::Zero => (extent.host_offset.is_none(), true, true),
             qcow2::ExtentKind::Unallocated => (true, true, false),
+            // As qemu: the layer that ends decides that nothing shines through.
+            qcow2::ExtentKind::Beyond => (true, true, true),
         };
         let run = Extent {
             len_bytes: extent.len_bytes,

@@ -518,7 +518,8 @@ fn chain_map(chain: &Chain, path: &Path) -> Result<Vec<MapExtent>, Error> {
             .extents(offset, len_bytes)
             .map_err(|error| image_error("failed to map image", at(path), error))?;
         for extent in extents {
-            let present = extent.kind != ExtentKind::Unallocated;
+            let nobody = [ExtentKind::Unallocated, ExtentKind::Beyond];
+            let present = !nobody.contains(&extent.kind);
             let is_data = extent.kind == ExtentKind::Data;
             push(
                 &mut runs,

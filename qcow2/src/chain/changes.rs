@@ -107,7 +107,7 @@ fn decided_above(
         let end = piece.start + piece.len_bytes;
         // The end of a layer hides what lies below; where nothing lies there, nothing changes.
         let end = match piece.source {
-            PieceSource::Nothing => end.min(common.info.virtual_size_bytes),
+            PieceSource::Beyond => end.min(common.info.virtual_size_bytes),
             _ => end,
         };
         found.push(piece.start..end);

@@ -13,10 +13,12 @@ use crate::plan::read::Source;
 pub(super) enum PieceSource {
     /// The layer's file.
     Host(HostOffset),
-    /// The layer says zero.
-    Zero,
+    /// The layer says zero; its file may keep space for later writes.
+    Zero { kept: Option<HostOffset> },
     /// No layer has it.
     Nothing,
+    /// The layer ends before: zeroes, whatever lies below.
+    Beyond,
     /// A part of a compressed cluster of the layer.
     Compressed(CompressedCell),
 }
@@ -45,13 +47,13 @@ pub(super) fn flatten(layers: &[Layer], range: Range<u64>) -> Result<Vec<Piece>,
             let end = range.end.min(size).max(range.start);
             // Beyond the end of a layer nothing shines through from below.
             if end < range.end {
-                found.push(piece(end..range.end, depth, PieceSource::Nothing));
+                found.push(piece(end..range.end, depth, PieceSource::Beyond));
             }
             for run in layer.runs(range.start..end, until.min(size), &mut slice)? {
                 let covered = run.start.0..run.start.0 + run.len_bytes;
                 let source = match run.source {
                     Source::Host(at) => PieceSource::Host(at),
-                    Source::Zero => PieceSource::Zero,
+                    Source::Zero { kept } => PieceSource::Zero { kept },
                     Source::Compressed(cell) => PieceSource::Compressed(cell),
                     Source::Below if is_last => PieceSource::Nothing,
                     Source::Below => {
@@ -104,7 +106,10 @@ fn join(mut pieces: Vec<Piece>) -> Vec<Piece> {
 
 fn continues(last: &Piece, next: &Piece) -> bool {
     match (last.source, next.source) {
-        (PieceSource::Host(mine), PieceSource::Host(theirs)) => mine.0 + last.len_bytes == theirs.0,
+        (PieceSource::Host(mine), PieceSource::Host(theirs))
+        | (PieceSource::Zero { kept: Some(mine) }, PieceSource::Zero { kept: Some(theirs) }) => {
+            mine.0 + last.len_bytes == theirs.0
+        }
         // What is read as one piece is one cluster.
         (PieceSource::Compressed(_), _) => false,
         (mine, theirs) => mine == theirs,

@@ -126,7 +126,9 @@ impl Chain {
         });
         let piece = whole.filter(|_| visited.is_ok())?;
         match piece.source {
-            PieceSource::Zero | PieceSource::Nothing => Some(ClusterHash::Zero),
+            PieceSource::Zero { .. } | PieceSource::Nothing | PieceSource::Beyond => {
+                Some(ClusterHash::Zero)
+            }
             PieceSource::Host(_) | PieceSource::Compressed(_) => {
                 let layer = &self.layers[usize::from(piece.layer)];
                 if layer.cluster_size() != Some(size) {

@@ -179,7 +179,7 @@ impl Chain {
                     let layer = &self.layers[usize::from(piece.layer)];
                     storage::read_padded(&*layer.storage, at, part)
                 }
-                PieceSource::Zero | PieceSource::Nothing => {
+                PieceSource::Zero { .. } | PieceSource::Nothing | PieceSource::Beyond => {
                     part.fill(0);
                     Ok(())
                 }
@@ -203,8 +203,9 @@ impl Chain {
             let (kind, host_offset) = match piece.source {
                 PieceSource::Host(at) => (ExtentKind::Data, Some(at.0)),
                 PieceSource::Compressed(_) => (ExtentKind::Data, None),
-                PieceSource::Zero => (ExtentKind::Zero, None),
+                PieceSource::Zero { kept } => (ExtentKind::Zero, kept.map(|at| at.0)),
                 PieceSource::Nothing => (ExtentKind::Unallocated, None),
+                PieceSource::Beyond => (ExtentKind::Beyond, None),
             };
             let Piece {
                 start,
@@ -240,7 +241,7 @@ impl Chain {
         }
     }
 
-    /// As `extents`, with nothing beyond the end: what a larger image on top sees.
+    /// As `extents`, also beyond the end: what a larger image on top sees.
     pub(crate) fn extents_padded(&self, offset: u64, len_bytes: u64) -> Result<Vec<Extent>, Error> {
         let present = self.present(offset, len_bytes);
         let mut extents = if present == 0 {
@@ -251,7 +252,7 @@ impl Chain {
         let beyond = Extent {
             offset: offset + present,
             len_bytes: len_bytes - present,
-            kind: ExtentKind::Unallocated,
+            kind: ExtentKind::Beyond,
             depth: 0,
             host_offset: None,
         };
@@ -395,6 +396,9 @@ impl Piece {
         let skipped = start - self.start;
         let source = match self.source {
             PieceSource::Host(at) => PieceSource::Host(HostOffset(at.0 + skipped)),
+            PieceSource::Zero { kept } => PieceSource::Zero {
+                kept: kept.map(|at| HostOffset(at.0 + skipped)),
+            },
             other => other,
         };
         let len_bytes = (self.start + self.len_bytes).min(end) - start;
@@ -416,7 +420,7 @@ mod tests {
             start,
             len_bytes: 1,
             layer: 0,
-            source: PieceSource::Zero,
+            source: PieceSource::Zero { kept: None },
         };
         (0..count).map(piece).collect()
     }

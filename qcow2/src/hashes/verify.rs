@@ -150,7 +150,7 @@ impl Verifier {
             let is_data = matches!(source, Some(Source::Host(_) | Source::Compressed(_)));
             match (expected.get(cluster), source) {
                 (ClusterHash::Nothing, Some(Source::Below))
-                | (ClusterHash::Zero, Some(Source::Zero)) => {}
+                | (ClusterHash::Zero, Some(Source::Zero { .. })) => {}
                 (ClusterHash::Data(_), _) if is_data && !self.subset.has(cluster) => {
                     report.skipped_clusters += 1;
                 }

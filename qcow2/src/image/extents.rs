@@ -45,7 +45,7 @@ impl Image {
             match (run.source, &self.parent) {
                 (Source::Host(host), _) => push(&mut extents, own(ExtentKind::Data, Some(host))),
                 (Source::Compressed(_), _) => push(&mut extents, own(ExtentKind::Data, None)),
-                (Source::Zero, _) => push(&mut extents, own(ExtentKind::Zero, None)),
+                (Source::Zero { kept }, _) => push(&mut extents, own(ExtentKind::Zero, kept)),
                 (Source::Below, None) => push(&mut extents, own(ExtentKind::Unallocated, None)),
                 (Source::Below, Some(parent)) => {
                     for below in parent.extents_padded(run.start.0, run.len_bytes)? {

@@ -87,7 +87,7 @@ impl Image {
                 let index = to_usize(cluster - first);
                 match run.source {
                     Source::Below => {}
-                    Source::Zero => entries[index] = ZERO,
+                    Source::Zero { .. } => entries[index] = ZERO,
                     _ if known[index] != NOTHING && known[index] != ZERO => {
                         entries[index] = known[index];
                     }

@@ -27,7 +27,7 @@ impl Image {
             let part = &mut into[from..from + to_usize(run.len_bytes)];
             match run.source {
                 Source::Host(at) => storage::read_padded(&*self.storage, at, part)?,
-                Source::Zero => part.fill(0),
+                Source::Zero { .. } => part.fill(0),
                 Source::Below => self.read_below(run.start, part)?,
                 Source::Compressed(cell) => self.read_compressed(run.start, cell, part)?,
             }

@@ -116,6 +116,8 @@ pub enum ExtentKind {
     Zero,
     /// No layer has it; it reads as zero.
     Unallocated,
+    /// The layer ends before, and hides what lies below; it reads as zero.
+    Beyond,
 }
 
 /// A range of the virtual disk with one kind, in one layer.
@@ -129,7 +131,7 @@ pub struct Extent {
     pub kind: ExtentKind,
     /// The layer that decides: 0 is the tip.
     pub depth: u32,
-    /// Where uncompressed data lies in that layer's file.
+    /// Where uncompressed data lies in that layer's file, or space is kept for what is zero.
     pub host_offset: Option<u64>,
 }
 

@@ -13,7 +13,10 @@ pub enum Source {
     /// The file, from this position on.
     Host(HostOffset),
     /// Zeroes.
-    Zero,
+    Zero {
+        /// Where the file keeps space for later writes.
+        kept: Option<HostOffset>,
+    },
     /// What lies below.
     Below,
     /// A part of a compressed cluster.
@@ -38,7 +41,10 @@ impl Run {
             return false;
         }
         match (self.source, next.source) {
-            (Source::Host(mine), Source::Host(theirs)) => mine.0 + self.len_bytes == theirs.0,
+            (Source::Host(mine), Source::Host(theirs))
+            | (Source::Zero { kept: Some(mine) }, Source::Zero { kept: Some(theirs) }) => {
+                mine.0 + self.len_bytes == theirs.0
+            }
             (Source::Compressed(_), _) => false,
             (mine, theirs) => mine == theirs,
         }
@@ -90,7 +96,9 @@ pub fn runs(
         let parsed = L2Entry::parse(*raw, version, geometry);
         let source = match parsed.map_err(|error| at_cluster(&error, geometry, at))? {
             L2Entry::Unallocated => Source::Below,
-            L2Entry::Zero { .. } => Source::Zero,
+            L2Entry::Zero { kept } => Source::Zero {
+                kept: kept.map(|cell| HostOffset(cell.offset.0 + into)),
+            },
             L2Entry::Data(cell) => Source::Host(HostOffset(cell.offset.0 + into)),
             L2Entry::Compressed(cell) => Source::Compressed(cell),
         };
@@ -132,7 +140,7 @@ fn push_subclusters(
         let len_bytes = (size - into % size).min(range.end.0 - at.0);
         let index = u32::try_from(index).expect("a cluster has 32 subclusters");
         let source = match (states.state(index), entry) {
-            (Subcluster::Zero, _) => Source::Zero,
+            (Subcluster::Zero, _) => Source::Zero { kept: None },
             (Subcluster::Data, L2Entry::Data(cell)) => {
                 Source::Host(HostOffset(cell.offset.0 + into))
             }
@@ -167,11 +175,12 @@ mod tests {
             &entries,
         )
         .unwrap();
+        let zero = Source::Zero { kept: None };
         let expected = [
             (100, 924, Source::Host(HostOffset(0x4000 + 100))),
-            (1024, 512, Source::Zero),
+            (1024, 512, zero),
             (1536, 16384 + 512 - 1536, Source::Below),
-            (16384 + 512, 4488, Source::Zero),
+            (16384 + 512, 4488, zero),
         ];
         let found: Vec<_> = runs
             .iter()
@@ -185,11 +194,37 @@ mod tests {
         let geometry = Geometry::new(9, 4, 1 << 20).unwrap();
         let entries = [0x400 | 1 << 63, 0x600 | 1 << 63, 0xa00 | 1 << 63, 1, 1, 0];
         let runs = runs(&geometry, 3, GuestOffset(100), GuestOffset(3000), &entries).unwrap();
+        let zero = Source::Zero { kept: None };
         let expected = [
             (100, 924, Source::Host(HostOffset(0x400 + 100))),
             (1024, 512, Source::Host(HostOffset(0xa00))),
-            (1536, 1024, Source::Zero),
+            (1536, 1024, zero),
             (2560, 440, Source::Below),
+        ];
+        let found: Vec<_> = runs
+            .iter()
+            .map(|run| (run.start.0, run.len_bytes, run.source))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn kept_space_is_told_and_splits_zeroes() {
+        let geometry = Geometry::new(9, 4, 1 << 20).unwrap();
+        let entries = [
+            1,
+            0x400 | 1 << 63 | 1,
+            0x600 | 1 << 63 | 1,
+            0xa00 | 1 << 63 | 1,
+        ];
+        let runs = runs(&geometry, 3, GuestOffset(0), GuestOffset(2048), &entries).unwrap();
+        let kept = |at| Source::Zero {
+            kept: Some(HostOffset(at)),
+        };
+        let expected = [
+            (0, 512, Source::Zero { kept: None }),
+            (512, 1024, kept(0x400)),
+            (1536, 512, kept(0xa00)),
         ];
         let found: Vec<_> = runs
             .iter()
