@@ -13,6 +13,9 @@ mod session;
 mod sink;
 mod source;
 
+#[cfg(test)]
+mod tests;
+
 pub use registry::ExportRegistry;
 pub use session::OpenExport;
 
