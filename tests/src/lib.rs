@@ -12,6 +12,7 @@
 //! - [`wire`]: an NBD connection that misbehaves as told.
 //! - [`certificates`]: folders of certificates for TLS, made on the spot.
 //! - [`servers`]: NBD servers, ours and those of others, and one client that asks them all the same.
+//! - [`options`]: a client of handshakes that no well-behaved client has.
 
 #![expect(
     clippy::print_stderr,
@@ -25,6 +26,7 @@ pub mod hub;
 pub mod images;
 pub mod legacy;
 pub mod lossy_fs;
+pub mod options;
 pub mod peers;
 pub mod qemu;
 pub mod raw_disk;
