@@ -58,7 +58,7 @@ enum Is {
 
 /// One line of the table. `why` is given exactly where every peer does something else.
 struct Row {
-    what: &'static str,
+    what: String,
     command: C,
     flags: F,
     at: (u64, u64),
@@ -68,9 +68,9 @@ struct Row {
     why: Option<&'static str>,
 }
 
-fn row(what: &'static str, command: C, flags: F, at: (u64, u64), is: Is) -> Row {
+fn row(what: impl Into<String>, command: C, flags: F, at: (u64, u64), is: Is) -> Row {
     Row {
-        what,
+        what: what.into(),
         command,
         flags,
         at,
@@ -372,6 +372,7 @@ const UNLIKE_QEMU: [(&str, &str); 15] = [
 const MORE: &str = "clients in the field go past 32 MiB; nbdkit takes 64 MiB as well";
 const NO_SPACE: &str = "ENOSPC is what the specification asks for beyond the end";
 const RESERVED: &str = "offset and length of a flush are reserved and must be zero";
+const NOT_FAST: &str = "an allocation that is filled with zeroes is not faster than a write";
 const READ_ONLY: &str = "EPERM is what the specification asks for on a read-only export";
 
 fn with_reasons(mut rows: Vec<Row>) -> Vec<Row> {
@@ -489,3 +490,146 @@ fn a_read_only_device() {
     compare(&servers, HeaderStyle::Structured, &rows());
     compare(&servers, HeaderStyle::Extended, &with_reasons(rows()));
 }
+
+const COMMANDS: [(&str, C); 6] = [
+    ("read", C::READ),
+    ("write", C::WRITE),
+    ("zero", C::WRITE_ZEROES),
+    ("trim", C::TRIM),
+    ("cache", C::CACHE),
+    ("status", C::BLOCK_STATUS),
+];
+
+const FLAGS: [(&str, F); 8] = [
+    ("no flag", F::EMPTY),
+    ("FUA", F::FUA),
+    ("NO_HOLE", F::NO_HOLE),
+    ("DF", F::DF),
+    ("REQ_ONE", F::REQ_ONE),
+    ("FAST_ZERO", F::FAST_ZERO),
+    ("NO_HOLE and FAST_ZERO", F::NO_HOLE.with(F::FAST_ZERO)),
+    ("an unknown flag", F(1 << 15)),
+];
+
+const EDGES: [(&str, u64, u64); 8] = [
+    ("nothing", 4096, 0),
+    ("nothing at the end", SIZE, 0),
+    ("nothing beyond the end", SIZE + 1, 0),
+    ("a block", 4096, 512),
+    ("the last byte", SIZE - 1, 1),
+    ("one byte beyond", SIZE - 1, 2),
+    ("a byte at the end", SIZE, 1),
+    ("a byte at 2^64-1", u64::MAX, 1),
+];
+
+/// A request of the product of commands, flags and edges.
+#[derive(Clone, Copy)]
+struct Asked {
+    style: HeaderStyle,
+    read_only: bool,
+    command: C,
+    flags: F,
+    offset: u64,
+    len: u64,
+}
+
+impl Asked {
+    fn changes(self) -> bool {
+        [C::WRITE, C::WRITE_ZEROES, C::TRIM].contains(&self.command)
+    }
+
+    fn is_beyond(self) -> bool {
+        let end = self.offset.checked_add(self.len);
+        end.is_none_or(|end| end > SIZE)
+    }
+
+    /// FUA goes with every command; the others belong to one each.
+    fn has_odd_flags(self) -> bool {
+        let own = match self.command {
+            C::READ if self.style != HeaderStyle::Simple => F::DF,
+            C::WRITE_ZEROES if self.read_only => F::NO_HOLE,
+            C::WRITE_ZEROES => F::NO_HOLE.with(F::FAST_ZERO),
+            C::BLOCK_STATUS => F::REQ_ONE,
+            _ => F::EMPTY,
+        };
+        !self.flags.without(own.with(F::FUA)).is_empty()
+    }
+
+    /// What the specification asks for (NBD proto, "Error values").
+    fn is(self) -> Is {
+        let status = self.command == C::BLOCK_STATUS;
+        let writes = [C::WRITE, C::WRITE_ZEROES].contains(&self.command);
+        if self.has_odd_flags() || (status && self.style == HeaderStyle::Simple) {
+            Is::Err(E::INVAL)
+        } else if self.read_only && self.changes() {
+            Is::Err(E::PERM)
+        } else if self.is_beyond() {
+            Is::Err(if writes { E::NOSPC } else { E::INVAL })
+        } else if status && self.len == 0 {
+            Is::Err(E::INVAL)
+        } else if self.flags == F::NO_HOLE.with(F::FAST_ZERO) {
+            Is::Err(E::NOTSUP)
+        } else {
+            Is::Ok
+        }
+    }
+
+    /// Why that is not what any of the peers does.
+    fn why(self) -> Option<&'static str> {
+        // With extended headers qemu-nbd is the only peer.
+        let extended = self.style == HeaderStyle::Extended;
+        match self.is() {
+            Is::Err(E::NOTSUP) => Some(NOT_FAST),
+            Is::Err(E::NOSPC) if extended => Some(NO_SPACE),
+            Is::Err(E::PERM) if extended => Some(READ_ONLY),
+            _ => None,
+        }
+    }
+}
+
+fn product(style: HeaderStyle, read_only: bool) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (command_name, command) in COMMANDS {
+        for (flags_name, flags) in FLAGS {
+            for (edge, offset, len) in EDGES {
+                let asked = Asked {
+                    style,
+                    read_only,
+                    command,
+                    flags,
+                    offset,
+                    len,
+                };
+                let what = format!("{command_name} {edge} with {flags_name}");
+                let row = row(what, command, flags, (offset, len), asked.is());
+                let why = asked.why();
+                rows.push(Row { why, ..row });
+            }
+        }
+    }
+    rows
+}
+
+#[test]
+fn every_command_with_every_flag_at_every_edge() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let servers = servers(dir.path(), false);
+    for style in STYLES {
+        compare(&servers, style, &product(style, false));
+    }
+}
+
+#[test]
+fn every_command_with_every_flag_at_every_edge_of_a_read_only_device() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let servers = servers(dir.path(), true);
+    for style in STYLES {
+        compare(&servers, style, &product(style, true));
+    }
+}
+
+const STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];
