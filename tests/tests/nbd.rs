@@ -173,6 +173,108 @@ fn nbdcopy_both_ways_with_one_and_many_connections() {
 }
 
 #[test]
+fn nbdcopy_with_many_connections_and_one_request_at_a_time() {
+    if !have("nbdcopy") {
+        return;
+    }
+    let mut rng = rng("nbdcopy_with_many_connections_and_one_request_at_a_time");
+    let served = Served::new(SIZE);
+    let (source, back) = (served.image("source", &mut rng), served.file("back"));
+    let (source_arg, back_arg) = (
+        source.to_str().expect("a path"),
+        back.to_str().expect("a path"),
+    );
+    let ways: [&[&str]; 3] = [
+        &["--synchronous"],
+        &["--connections=16", "--requests=64", "--request-size=65536"],
+        &["--no-extents", "--connections=4", "--allocated"],
+    ];
+    for way in ways {
+        run_ok(
+            "nbdcopy",
+            way.iter().chain(&["--flush", source_arg, &served.uri()]),
+        );
+        let _ = std::fs::remove_file(&back);
+        run_ok(
+            "nbdcopy",
+            way.iter().chain(&[&*served.unix_uri(), back_arg]),
+        );
+        assert_same(&source, &back);
+    }
+    served.finish();
+}
+
+/// nbdkit as our client, with its own idea of connections and requests, and nbdcopy as its.
+#[test]
+fn nbdkit_passes_us_on() {
+    if !(have("nbdkit") && have("nbdcopy")) {
+        return;
+    }
+    let mut rng = rng("nbdkit_passes_us_on");
+    let served = Served::new(SIZE);
+    let (source, back) = (served.image("source", &mut rng), served.file("back"));
+    let socket = served.file("nbdkit.sock");
+    let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
+    let us = format!("uri={}", served.uri());
+    let args = ["-f", "-U", &text(&socket), "nbd", &us, "shared=false"];
+    let between = tests::servers::Served::program("nbdkit", &socket, &args);
+    let uri = between.uri("");
+    run_ok(
+        "nbdcopy",
+        ["--flush", "--connections=4", &text(&source), &uri],
+    );
+    // What it wrote is with us, and comes back through it.
+    run_ok("nbdcopy", [&served.unix_uri(), &text(&back)]);
+    assert_same(&source, &back);
+    std::fs::remove_file(&back).expect("a copy");
+    run_ok("nbdcopy", ["--connections=4", &uri, &text(&back)]);
+    assert_same(&source, &back);
+    if have("nbdinfo") {
+        let map = |uri: &str| run_ok("nbdinfo", ["--map", "--totals", uri]);
+        assert_eq!(map(&uri), map(&served.unix_uri()));
+    }
+    drop(between);
+    served.finish();
+}
+
+/// The client in the kernel: where there is one, and where it may be used.
+#[test]
+fn the_kernel_reads_and_writes() {
+    let device = Path::new("/dev/nbd0");
+    if !device.exists() {
+        // No test environment can be relied on to have the module `nbd`, so that this is no failure in CI either.
+        eprintln!("SKIPPED: this kernel has no /dev/nbd0 (module nbd)");
+        return;
+    }
+    if !have("nbd-client") {
+        return;
+    }
+    let mut rng = rng("the_kernel_reads_and_writes");
+    let served = Served::new(SIZE);
+    let source = served.image("source", &mut rng);
+    let socket = served.file("nbd.sock");
+    let socket = socket.to_str().expect("a path");
+    let attached = run(
+        "nbd-client",
+        ["-unix", socket, "/dev/nbd0", "-N", "vm-disk0", "-C", "4"],
+    );
+    if !attached.status.success() {
+        let said = String::from_utf8_lossy(&attached.stderr).into_owned();
+        eprintln!("SKIPPED: /dev/nbd0 cannot be attached here: {said}");
+        return;
+    }
+    let source_arg = format!("if={}", source.display());
+    let copied = run("dd", [&*source_arg, "of=/dev/nbd0", "bs=1M", "conv=fsync"]);
+    let same = run("cmp", [source.as_path(), device]);
+    run_ok("nbd-client", ["-d", "/dev/nbd0"]);
+    assert!(
+        copied.status.success() && same.status.success(),
+        "{copied:?} {same:?}"
+    );
+    served.finish();
+}
+
+#[test]
 fn qemu_img_converts_and_compares() {
     if !have("qemu-img") {
         return;
@@ -249,24 +351,26 @@ fn fio_verifies_what_it_wrote() {
         return;
     }
     let served = Served::new(SIZE);
-    run_ok(
-        "fio",
-        [
-            "--name=verify",
-            "--ioengine=nbd",
-            &format!("--uri={}", served.unix_uri()),
-            "--rw=randwrite",
-            "--bssplit=512/20:4k/40:64k/20:1m/20",
-            "--size=64m",
-            "--iodepth=32",
-            "--verify=crc32c",
-            "--verify_fatal=1",
-            // The state file would land in the folder of the test program.
-            "--verify_state_save=0",
-            "--randrepeat=1",
-            &format!("--directory={}", served.dir.path().display()),
-        ],
-    );
+    for (depth, sizes) in [(32, "512/20:4k/40:64k/20:1m/20"), (16, "4k/100")] {
+        run_ok(
+            "fio",
+            [
+                "--name=verify",
+                "--ioengine=nbd",
+                &format!("--uri={}", served.unix_uri()),
+                "--rw=randwrite",
+                &format!("--bssplit={sizes}"),
+                "--size=64m",
+                &format!("--iodepth={depth}"),
+                "--verify=crc32c",
+                "--verify_fatal=1",
+                // The state file would land in the folder of the test program.
+                "--verify_state_save=0",
+                "--randrepeat=1",
+                &format!("--directory={}", served.dir.path().display()),
+            ],
+        );
+    }
     served.finish();
 }
 
