@@ -41,6 +41,8 @@ pub(crate) struct Script {
     pub(crate) panic_at: AtomicU64,
     /// Writes take a permit before they do anything.
     pub(crate) writes: Semaphore,
+    /// So do all other calls, with permits of their own.
+    pub(crate) turns: Semaphore,
     pub(crate) withdrawn: CancellationToken,
     /// Zeroes are told of, not sent.
     pub(crate) tells_zeroes: AtomicBool,
@@ -74,6 +76,7 @@ impl Probe {
             fail_at: AtomicU64::new(NOWHERE),
             panic_at: AtomicU64::new(NOWHERE),
             writes: Semaphore::new(Semaphore::MAX_PERMITS),
+            turns: Semaphore::new(Semaphore::MAX_PERMITS),
             withdrawn: CancellationToken::new(),
             tells_zeroes: AtomicBool::new(false),
             opened: AtomicUsize::new(0),
@@ -91,6 +94,10 @@ impl Probe {
             memory: MemoryExport::new(SIZE),
             script: Arc::new(script),
         }
+    }
+
+    async fn turn(&self) {
+        self.script.turns.acquire().await.unwrap().forget();
     }
 
     fn call(&self, offset: u64, len_bytes: u64) -> Result<Call<'_>, ExportError> {
@@ -147,6 +154,7 @@ impl Export for Probe {
 
     async fn read(&self, range: ByteRange) -> Result<Content, ExportError> {
         let _call = self.call(range.offset, range.len_bytes)?;
+        self.turn().await;
         let data = match self.memory.read(range).await? {
             Content::Zeroes if self.script.tells_zeroes.load(SeqCst) => return Ok(Content::Zeroes),
             Content::Zeroes => Bytes::from(vec![0; usize::try_from(range.len_bytes).unwrap()]),
@@ -186,21 +194,25 @@ impl Export for Probe {
             range.len_bytes > 0 && range.len_bytes <= 32 << 20,
             "a bounded piece"
         );
+        self.turn().await;
         self.memory.zero(range, how).await
     }
 
     async fn trim(&self, range: ByteRange) -> Result<(), ExportError> {
         let _call = self.call(range.offset, range.len_bytes)?;
+        self.turn().await;
         self.memory.trim(range).await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
+        self.turn().await;
         self.script.flushes.fetch_add(1, SeqCst);
         Ok(())
     }
 
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, ExportError> {
         let _call = self.call(range.offset, range.len_bytes)?;
+        self.turn().await;
         self.memory.extents(range).await
     }
 
