@@ -31,6 +31,7 @@ impl Hub {
             vcenter_node_urls: Default::default(),
             private_exports: false,
             watch: WatchLimits::default(),
+            extended_headers: true,
             credential_key: Some(Secret::new(format!("{}=", "A".repeat(43)))),
         };
         let engine = Engine::open(config, clock.clone()).await.unwrap();
