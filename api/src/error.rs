@@ -115,6 +115,8 @@ pub(crate) struct Repositories;
 pub(crate) struct Access;
 /// `/telemetry`.
 pub(crate) struct Telemetry;
+/// `/policies`, and the copies of a backup.
+pub(crate) struct Policies;
 /// Endpoints without an older shape: RFC 9457.
 pub(crate) struct Problems;
 
@@ -174,6 +176,12 @@ impl Family for Telemetry {
     }
 }
 
+impl Family for Policies {
+    fn respond(failure: Failure) -> Response {
+        reply::text(failure.status, &failure.sentence())
+    }
+}
+
 impl Family for Problems {
     fn respond(failure: Failure) -> Response {
         let body = ProblemDetails {
@@ -194,6 +202,12 @@ impl<F> Refused<F> {
     pub(crate) fn worded(mut self, error: &str) -> Self {
         error.clone_into(&mut self.0.error);
         self
+    }
+
+    /// The same under the heading of an endpoint that has its own.
+    pub(crate) fn headed(mut self, heading: &str) -> Self {
+        self.0.details = self.0.sentence();
+        self.worded(heading)
     }
 }
 
@@ -273,6 +287,10 @@ mod tests {
         let (_, kind, body) = body_of::<Telemetry>(failure()).await;
         assert_eq!(kind, "text/plain; charset=utf-8");
         assert_eq!(body, "VM not found\n");
+
+        let (_, kind, body) = body_of::<Policies>(failure()).await;
+        assert_eq!(kind, "text/plain; charset=utf-8");
+        assert_eq!(body, "VM not found: vm_name=web\n");
 
         let (_, kind, body) = body_of::<Problems>(failure()).await;
         assert_eq!(kind, "application/problem+json");

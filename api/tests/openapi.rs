@@ -50,6 +50,12 @@ fn the_document_has_the_calls_of_the_contract() {
     check("get", "/api/v1/vm-contexts/{context_id}/disks");
     check("post", "/api/v1/vmware-credentials");
     check("get", "/api/v1/repositories");
+    check("post", "/api/v1/policies");
+    check("get", "/api/v1/policies");
+    check("get", "/api/v1/policies/{policy_id}");
+    check("delete", "/api/v1/policies/{policy_id}");
+    check("get", "/api/v1/backups/{backup_id}/copies");
+    check("post", "/api/v1/backups/{backup_id}/copy");
     check("post", "/api/v1/auth/login");
     check("post", "/api/v1/tokens");
     check("get", "/api/v1/tokens");

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request};
-use engine::{Engine, EngineConfig, ManualClock, Secret, WatchLimits};
+use engine::catalog::NewLocalRepository;
+use engine::{Catalog, Engine, EngineConfig, ManualClock, Secret, WatchLimits};
 use serde_json::{Value, json};
 use time::macros::datetime;
 use tower::ServiceExt as _;
@@ -15,7 +16,7 @@ use tower::ServiceExt as _;
 struct Hub {
     router: Router,
     engine: Engine,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 struct Answer {
@@ -67,7 +68,7 @@ impl Hub {
         Self {
             router: api::router(engine.clone(), clock, api::Trust::Everybody),
             engine,
-            _data: data,
+            data,
         }
     }
 
@@ -101,6 +102,33 @@ impl Hub {
         let answer = self.post("/api/v1/vm-contexts", vm(vm_name)).await;
         assert_eq!(answer.status, 201, "{}", answer.text);
         answer.json()["context_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Makes a repository past the API, as a legacy hub that had the database before.
+    async fn with_repository(&self, id: &str) {
+        let url = format!("sqlite:{}", self.data.path().join("hub.db").display());
+        let catalog = Catalog::open(&url).await.unwrap();
+        let repository = NewLocalRepository {
+            id: id.parse().unwrap(),
+            name: id.to_owned(),
+            path: self.data.path().join(id).display().to_string(),
+        };
+        let at = datetime!(2025-10-09 00:00:00 UTC);
+        catalog.ensure_repository(&repository, at).await.unwrap();
+        catalog.close().await;
+    }
+
+    /// A completed backup of a new VM.
+    async fn completed(&self, vm_name: &str) -> String {
+        self.register(vm_name).await;
+        let started = self.start(vm_name, "full").await.json();
+        let id = started["backup_id"].as_str().unwrap().to_owned();
+        for disk in [0, 1] {
+            let body = json!({"change_id": format!("52 a{disk}/4"), "disk_id": disk});
+            let path = format!("/api/v1/backups/{id}/complete");
+            assert_eq!(self.post(&path, body).await.status, 200);
+        }
+        id
     }
 
     async fn start(&self, vm_name: &str, backup_type: &str) -> Answer {
@@ -964,4 +992,245 @@ async fn live_views_are_told_what_happens() {
     let open = hub.router.clone().oneshot(request.unwrap()).await.unwrap();
     hub.engine.end_subscriptions();
     to_bytes(open.into_body(), 1 << 16).await.unwrap();
+}
+
+/// A refusal of `/policies` and of copies: one line of plain text.
+fn assert_line(answer: &Answer, status: u16, starts: &str, request: &str) {
+    let said = format!("{request}: {} {}", answer.status, answer.text);
+    assert_eq!(answer.status, status, "{said}");
+    assert_eq!(
+        answer.header("content-type"),
+        "text/plain; charset=utf-8",
+        "{said}"
+    );
+    assert!(answer.text.starts_with(starts), "{said}");
+    assert_eq!(answer.text.lines().count(), 1, "{said}");
+    assert!(answer.text.ends_with('\n'), "{said}");
+}
+
+#[tokio::test]
+async fn a_policy_has_its_shape_from_post_to_delete() {
+    let hub = Hub::new().await;
+    hub.with_repository("far").await;
+    assert_eq!(hub.get("/api/v1/policies").await.json(), json!([]));
+    let body = json!({
+        "name": "daily", "enabled": true, "primary_repository_id": "local", "retention_days": 30,
+        "copy_rules": [{
+            "id": "own", "destination_repository_id": "far", "copy_mode": "scheduled", "priority": 1,
+            "enabled": true, "verify_after_copy": true
+        }]
+    });
+    let made = hub.post("/api/v1/policies", body).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let order = [
+        "id",
+        "name",
+        "enabled",
+        "primary_repository_id",
+        "retention_days",
+        "copy_rules",
+        "created_at",
+        "updated_at",
+    ];
+    assert_eq!(names(&made.text), order);
+    let policy = made.json();
+    let id = policy["id"].as_str().unwrap();
+    assert!(id.len() == 36 && id.matches('-').count() == 4, "{id}");
+    let at = "2025-10-10T08:09:07Z";
+    let expected = json!({
+        "id": id, "name": "daily", "enabled": true, "primary_repository_id": "local",
+        "retention_days": 30, "created_at": at, "updated_at": at,
+        "copy_rules": [{
+            "id": "own", "policy_id": id, "destination_repository_id": "far",
+            "copy_mode": "scheduled", "priority": 1, "enabled": true, "verify_after_copy": true,
+            "created_at": at
+        }]
+    });
+    assert_eq!(policy, expected);
+    let path = format!("/api/v1/policies/{id}");
+    assert_eq!(hub.get(&path).await.json(), expected);
+    assert_eq!(hub.get("/api/v1/policies").await.json(), json!([expected]));
+
+    hub.register("web").await;
+    let start = json!({
+        "vm_name": "web", "repository_id": "local", "backup_type": "full", "transfer": "direct",
+        "policy_id": id
+    });
+    let started = hub.post("/api/v1/backups", start).await.json();
+    assert_eq!(started["policy_id"], id);
+    let backup = started["backup_id"].as_str().unwrap();
+    let shown = hub.get(&format!("/api/v1/backups/{backup}")).await;
+    assert_eq!(shown.json()["policy_id"], id);
+
+    let deleted = hub.delete(&path).await;
+    assert_eq!(
+        (deleted.status, deleted.json()),
+        (
+            200,
+            json!({"message": "Policy deleted successfully", "id": id})
+        )
+    );
+    assert_line(&hub.get(&path).await, 404, "Policy not found: ", &path);
+    assert_line(&hub.delete(&path).await, 404, "Policy not found: ", &path);
+    let shown = hub.get(&format!("/api/v1/backups/{backup}")).await.json();
+    assert_eq!(shown.get("policy_id"), None, "the backup stays");
+    let start = json!({
+        "vm_name": "web", "repository_id": "local", "backup_type": "full", "transfer": "direct",
+        "policy_id": id
+    });
+    let gone = hub.post("/api/v1/backups", start).await;
+    assert_eq!(
+        (gone.status, &gone.json()["error"]),
+        (404, &json!("Policy not found"))
+    );
+}
+
+#[tokio::test]
+async fn a_policy_is_refused_in_a_line_of_text_and_leaves_nothing() {
+    let hub = Hub::new().await;
+    hub.with_repository("far").await;
+    let policy = |change: &dyn Fn(&mut Value)| {
+        let mut body = json!({"name": "new", "primary_repository_id": "local", "copy_rules": [
+            {"id": "new", "destination_repository_id": "far", "priority": 1}]});
+        change(&mut body);
+        body
+    };
+    let rule = |field: &'static str, value: Value| {
+        policy(&|body| body["copy_rules"][0][field] = value.clone())
+    };
+    let taken = policy(&|body| {
+        body["name"] = json!("taken");
+        body["copy_rules"][0]["id"] = json!("held");
+    });
+    assert_eq!(hub.post("/api/v1/policies", taken).await.status, 201);
+    let cases = [
+        (json!("text"), 400, "invalid request body: "),
+        (
+            json!({"retention_days": "7"}),
+            400,
+            "invalid request body: ",
+        ),
+        (json!({}), 400, "Policy name is required"),
+        (
+            json!({"name": "n"}),
+            400,
+            "Primary repository ID is required",
+        ),
+        (
+            policy(&|body| body["retention_days"] = json!(-1)),
+            400,
+            "Failed to create policy: retention_days is out of range: ",
+        ),
+        (
+            policy(&|body| body["primary_repository_id"] = json!("nowhere")),
+            404,
+            "Failed to create policy: repository not found: ",
+        ),
+        (
+            rule("destination_repository_id", json!("nowhere")),
+            404,
+            "Failed to create policy: repository not found: ",
+        ),
+        (
+            rule("destination_repository_id", json!("local")),
+            400,
+            "Failed to create policy: a copy rule goes to the primary repository: ",
+        ),
+        (
+            rule("priority", json!(0)),
+            400,
+            "Failed to create policy: priority is out of range: ",
+        ),
+        (rule("copy_mode", json!("later")), 400, "copy_mode must be "),
+        (
+            rule("id", json!("x".repeat(65))),
+            400,
+            "malformed copy rule id: ",
+        ),
+        (
+            rule("id", json!("held")),
+            409,
+            "Failed to create policy: copy rule id is taken: ",
+        ),
+        (
+            json!({"name": "taken", "primary_repository_id": "local"}),
+            409,
+            "Failed to create policy: policy name is taken: ",
+        ),
+    ];
+    for (body, status, starts) in cases {
+        let answer = hub.post("/api/v1/policies", &body).await;
+        assert_line(&answer, status, starts, &body.to_string());
+    }
+    let list = hub.get("/api/v1/policies").await.json();
+    assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
+    assert_eq!(list[0]["name"], "taken");
+    let odd = hub.get("/api/v1/policies/a%2Fb").await;
+    assert_line(&odd, 404, "Policy not found: ", "a/b");
+}
+
+#[tokio::test]
+async fn a_copy_is_recorded_as_pending_and_nothing_else() {
+    let hub = Hub::new().await;
+    hub.with_repository("far").await;
+    let id = hub.completed("web").await;
+    let copies = format!("/api/v1/backups/{id}/copies");
+    let copy = format!("/api/v1/backups/{id}/copy");
+    assert_eq!(hub.get(&copies).await.json(), json!([]));
+    let far = json!({"repository_id": "far"});
+    let asked = hub.post(&copy, &far).await;
+    assert_eq!(asked.status, 201, "{}", asked.text);
+    assert_eq!(names(&asked.text), ["message", "copy_id", "status"]);
+    let asked = asked.json();
+    assert_eq!(asked["message"], "Backup copy triggered successfully");
+    assert_eq!(asked["status"], "pending");
+    let expected = json!([{
+        "id": asked["copy_id"], "source_backup_id": id, "repository_id": "far", "status": "pending",
+        "file_path": "", "size_bytes": 0, "verification_status": "pending",
+        "created_at": "2025-10-10T08:09:07Z"
+    }]);
+    assert_eq!(hub.get(&copies).await.json(), expected);
+
+    hub.register("db").await;
+    let running = hub.start("db", "full").await.json();
+    let running = format!(
+        "/api/v1/backups/{}/copy",
+        running["backup_id"].as_str().unwrap()
+    );
+    let nothing = "/api/v1/backups/backup-nothing-1";
+    for (path, body, status, starts) in [
+        (&copy, json!("far"), 400, "invalid request body: "),
+        (&copy, json!({}), 400, "Repository ID is required"),
+        (
+            &copy,
+            json!({"repository_id": "local"}),
+            400,
+            "the backup is in this repository: ",
+        ),
+        (
+            &copy,
+            json!({"repository_id": "nowhere"}),
+            404,
+            "repository not found: ",
+        ),
+        (
+            &copy,
+            far.clone(),
+            409,
+            "the repository has a copy of this backup: ",
+        ),
+        (&running, far.clone(), 409, "backup is not completed: "),
+        (
+            &format!("{nothing}/copy"),
+            far.clone(),
+            404,
+            "backup not found: ",
+        ),
+    ] {
+        let answer = hub.post(path, &body).await;
+        assert_line(&answer, status, starts, &format!("{path} {body}"));
+    }
+    assert_eq!(hub.get(&copies).await.json(), expected);
+    let none = hub.get(&format!("{nothing}/copies")).await;
+    assert_eq!((none.status, none.json()), (200, json!([])));
 }

@@ -10,12 +10,13 @@ use crate::clock::Clock;
 use crate::config::{EngineConfig, Secret};
 use crate::error::Error;
 use crate::export::ExportRegistry;
-use crate::id::{BackupId, DiskIndex, RepositoryId, VmContextId};
+use crate::id::{BackupId, DiskIndex, PolicyId, RepositoryId, VmContextId};
 use crate::model::{
-    AuditEntry, AuditFilter, Backup, BackupDisk, BackupFilter, BackupPage, BackupStats, Caller,
-    ChainLayer, ChainView, ChangeIdAnswer, Comparison, CompleteDisk, Credential, Deed,
-    NewCredential, NewRepository, NewToken, NewVm, Place, Removal, RepositoryState,
-    RepositorySummary, StartBackup, StartedBackup, StorageSeen, Telemetry, Token, Vm, VmDisk,
+    AuditEntry, AuditFilter, Backup, BackupCopy, BackupDisk, BackupFilter, BackupPage, BackupStats,
+    Caller, ChainLayer, ChainView, ChangeIdAnswer, Comparison, CompleteDisk, Credential, Deed,
+    NewCredential, NewPolicy, NewRepository, NewToken, NewVm, Place, Policy, Removal,
+    RepositoryState, RepositorySummary, StartBackup, StartedBackup, StorageSeen, Telemetry, Token,
+    Vm, VmDisk,
 };
 use crate::workflow::{self, Hooks, Hub, Subscription};
 
@@ -424,6 +425,66 @@ impl Engine {
     /// What the database says.
     pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditEntry>, Error> {
         self.hub.catalog.audit(filter).await
+    }
+
+    /// Makes a policy with its rules. It is recorded; nothing acts on it.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` for a policy that contradicts itself, `NotFound` (`repository not found`), `Conflict` if the name or the id of a
+    /// rule is taken.
+    pub async fn create_policy(&self, policy: NewPolicy) -> Result<Policy, Error> {
+        workflow::create_policy(&self.hub, policy).await
+    }
+
+    /// Every policy, by name.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
+        self.hub.catalog.policies().await
+    }
+
+    /// One policy.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`Policy not found`).
+    pub async fn policy(&self, id: &PolicyId) -> Result<Policy, Error> {
+        self.hub.catalog.policy(id).await
+    }
+
+    /// Removes a policy with its rules; backups and copies that came of it stay.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`Policy not found`).
+    pub async fn delete_policy(&self, id: &PolicyId) -> Result<(), Error> {
+        self.hub.catalog.delete_policy(id).await
+    }
+
+    /// The copies of a backup, oldest first; none of an unknown backup.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub async fn copies(&self, backup: &BackupId) -> Result<Vec<BackupCopy>, Error> {
+        self.hub.catalog.copies(backup).await
+    }
+
+    /// Records that a copy of a completed backup is wanted in another repository. It stays pending: nothing makes copies yet.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` (`backup not found`, `repository not found`), `Invalid` for the repository that the backup is in, `Conflict` for a
+    /// second copy there, a backup that is not complete and a repository that is disabled.
+    pub async fn ask_for_copy(
+        &self,
+        backup: &BackupId,
+        repository: &RepositoryId,
+    ) -> Result<BackupCopy, Error> {
+        workflow::ask_for_copy(&self.hub, backup, repository).await
     }
 
     /// Who holds this token.

@@ -173,6 +173,69 @@ impl ContextId {
 }
 
 text_id! {
+    /// `backup_policies.id`: where backups go, for how long, and where copies of them go.
+    PolicyId
+}
+
+impl PolicyId {
+    /// Takes at most 64 characters that can be one path component.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        path_component("policy id", text).map(Self)
+    }
+
+    /// The id that these random bits make, a UUID.
+    #[must_use]
+    pub fn from_random(random: [u8; 16]) -> Self {
+        Self(uuid_text(random))
+    }
+}
+
+text_id! {
+    /// `backup_copy_rules.id`: where a policy wants copies.
+    CopyRuleId
+}
+
+impl CopyRuleId {
+    /// Takes at most 64 characters that can be one path component.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        path_component("copy rule id", text).map(Self)
+    }
+
+    /// The id that these random bits make, a UUID.
+    #[must_use]
+    pub fn from_random(random: [u8; 16]) -> Self {
+        Self(uuid_text(random))
+    }
+}
+
+text_id! {
+    /// `backup_copies.id`: a copy of a backup in another repository.
+    CopyId
+}
+
+impl CopyId {
+    /// Takes at most 64 characters that can be one path component.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) for any other text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        path_component("copy id", text).map(Self)
+    }
+
+    /// The id that these random bits make, a UUID.
+    #[must_use]
+    pub fn from_random(random: [u8; 16]) -> Self {
+        Self(uuid_text(random))
+    }
+}
+
+text_id! {
     /// The hypervisor's change-tracking position of one disk at one backup. Opaque: only compared and handed back.
     ChangeId
 }
@@ -380,6 +443,12 @@ fn file_safe_or_underscore(c: char) -> char {
 }
 
 /// Any text that can be one component of a path on Unix, of at most 64 characters.
+/// A UUID of version 4 (RFC 9562, 5.4).
+fn uuid_text(random: [u8; 16]) -> String {
+    let uuid = uuid::Builder::from_random_bytes(random).into_uuid();
+    uuid.to_string()
+}
+
 fn path_component(what: &str, text: &str) -> Result<String, Error> {
     let too_long = text.chars().count() > ID_CHARS_MAX;
     let special = text.is_empty() || text == "." || text == "..";
@@ -440,6 +509,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn random_bits_make_a_uuid_of_version_4() {
+        let id = PolicyId::from_random([0xff; 16]);
+        assert_eq!(id.as_str(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(PolicyId::parse(id.as_str()).expect("an id"), id);
+        assert_ne!(CopyId::from_random([0; 16]), CopyId::from_random([1; 16]));
+    }
+
+    #[test]
+    fn ids_of_policies_fit_a_column_and_a_path() {
+        let longest = "x".repeat(ID_CHARS_MAX);
+        for good in ["p", "policy of elsewhere", &longest] {
+            assert!(PolicyId::parse(good).is_ok(), "{good:?}");
+            assert!(CopyRuleId::parse(good).is_ok(), "{good:?}");
+        }
+        for bad in ["", "..", "a/b", "a\nb", &format!("{longest}x")] {
+            assert!(PolicyId::parse(bad).is_err(), "{bad:?}");
+            assert!(CopyRuleId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_unix_timestamp(seconds).expect("a valid second")

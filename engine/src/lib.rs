@@ -32,8 +32,8 @@ pub use engine::Engine;
 pub use error::{Error, ErrorKind};
 pub use export::ExportRegistry;
 pub use id::{
-    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, ExportName, RepositoryId,
-    VmContextId,
+    BackupDiskId, BackupId, ChangeId, ContextId, CopyId, CopyRuleId, DeviceKey, DiskIndex,
+    ExportName, PolicyId, RepositoryId, VmContextId,
 };
 pub use model::*;
 pub use tokens::Tokens;

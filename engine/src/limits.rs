@@ -192,3 +192,12 @@ pub const EVENTS_KEPT: usize = 1024;
 
 /// Most live views at a time: each is an open connection, and people look at few.
 pub const SUBSCRIBERS_MAX: usize = 256;
+
+/// Most copy rules of one policy: each names another repository, and a request that names more is a mistake.
+pub const COPY_RULES_PER_POLICY_MAX: usize = 32;
+
+/// Most policies: as many as there can be VMs that each have their own.
+pub const POLICIES_MAX: u32 = 10_000;
+
+/// Longest retention of a policy in days, and largest priority of a rule: `INT` in the legacy schema.
+pub const POLICY_NUMBER_MAX: u32 = i32::MAX as u32;

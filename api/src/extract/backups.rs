@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use engine::{
-    BackupFilter, BackupId, ChangeId, CompleteDisk, DiskIndex, RepositoryId, RequestedType,
-    StartBackup, Transfer,
+    BackupFilter, BackupId, ChangeId, CompleteDisk, DiskIndex, PolicyId, RepositoryId,
+    RequestedType, StartBackup, Transfer,
 };
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -30,7 +30,7 @@ pub(crate) struct StartBackupInput {
     /// `node` (default): the node appliance is told to push the data; `direct`: the caller pushes it.
     #[serde(default)]
     transfer: String,
-    /// Recorded with the backup.
+    /// Recorded with the backup; it must exist.
     #[serde(default)]
     policy_id: String,
     /// Echoed.
@@ -48,12 +48,13 @@ impl StartBackupInput {
         if self.repository_id.is_empty() {
             return Err(Failure::invalid("repository_id is required", ""));
         }
+        let policy_id = non_empty(self.policy_id).map(|id| PolicyId::parse(&id));
         let request = StartBackup {
             backup_type: requested_type(&self.backup_type)?,
             transfer: transfer(&self.transfer)?,
             repository_id: RepositoryId::parse(&self.repository_id)?,
             vm_name: self.vm_name,
-            policy_id: non_empty(self.policy_id),
+            policy_id: policy_id.transpose()?,
         };
         let tags = self.tags.into_iter();
         Ok((

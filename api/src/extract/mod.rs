@@ -5,6 +5,7 @@
 
 mod access;
 mod backups;
+mod policies;
 mod repositories;
 mod telemetry;
 mod vms;
@@ -22,6 +23,7 @@ pub(crate) use backups::{
     ChainQuery, ChangeIdQuery, CompleteDiskInput, ListQuery, StartBackupInput, StatsQuery, job_id,
     stored_backup_id,
 };
+pub(crate) use policies::{CopyInput, PolicyInput, policy_id};
 pub(crate) use repositories::{PlaceInput, RepositoryInput, RepositoryQuery};
 pub(crate) use telemetry::TelemetryInput;
 pub(crate) use vms::{CredentialInput, VmInput};

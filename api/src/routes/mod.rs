@@ -8,6 +8,7 @@ mod backups;
 mod health;
 mod metrics;
 mod openapi;
+mod policies;
 pub(crate) mod reply;
 mod repositories;
 mod telemetry;
@@ -72,6 +73,7 @@ pub(crate) fn with_document() -> (Router<Api>, OpenApi) {
         .merge(telemetry)
         .merge(vms::routes())
         .merge(repositories::routes())
+        .merge(policies::routes())
         .merge(auth::routes())
         .merge(tokens::routes())
         .merge(audit)

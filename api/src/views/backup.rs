@@ -105,7 +105,7 @@ impl From<Backup> for BackupView {
             backup_type: kind.to_owned(),
             kind: kind.to_owned(),
             repository_id: backup.repository_id.to_string(),
-            policy_id: backup.policy_id,
+            policy_id: backup.policy_id.map(Into::into),
             status: backup.status.as_str().to_owned(),
             file_path: backup.file_path,
             bytes_transferred: backup.bytes_transferred,

@@ -10,6 +10,7 @@ mod chain;
 mod disk;
 mod failure;
 mod health;
+mod policy;
 mod repository;
 mod telemetry;
 mod vm;
@@ -28,6 +29,7 @@ pub use failure::{
     AccessFailure, BackupsFailure, ProblemDetails, RepositoriesFailure, VmContextsFailure,
 };
 pub use health::HealthView;
+pub use policy::{BackupCopyView, CopyAskedView, CopyRuleView, DeletedPolicyView, PolicyView};
 pub use repository::{
     DeletedRepositoryView, RefreshedView, RepositoryAnswer, RepositoryInUse, RepositoryListView,
     RepositoryTestView, RepositoryView, StorageInfoView, StorageUseView, TestedStorageView,

@@ -3,13 +3,15 @@
 use sqlx::{FromRow, SqliteConnection};
 
 use super::finish::{find_job, load_job};
+use super::policies::check_policy;
 use super::rows::{optional, signed, small, stored, unsigned};
 use super::timestamp::{from_text, to_text};
 use super::{BeginBackup, BeginDisk, Catalog};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::id::{
-    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, RepositoryId, VmContextId,
+    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, PolicyId, RepositoryId,
+    VmContextId,
 };
 use crate::limits::{
     DISK_CAPACITY_BYTES_MAX, DISKS_PER_VM_MAX, ID_ATTEMPTS_MAX, IMAGE_PATH_BYTES_MAX,
@@ -101,7 +103,7 @@ impl Catalog {
     /// Records a backup and its disks in one transaction: the job runs, its intent is `creating`, its disks are pending.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) for an unknown VM or repository. [`Conflict`](crate::ErrorKind::Conflict) if a backup of this VM is pending
+    /// [`NotFound`](crate::ErrorKind::NotFound) for an unknown VM, repository or policy. [`Conflict`](crate::ErrorKind::Conflict) if a backup of this VM is pending
     /// or running (the details name it), the repository is disabled or holds a VM of the same name from another
     /// vCenter, or a declared parent is no longer what was declared. [`Invalid`](crate::ErrorKind::Invalid) for a backup that contradicts itself.
     pub async fn begin_backup(
@@ -114,6 +116,9 @@ impl Catalog {
         let vm = load_vm(&mut tx, &backup.vm_context_id).await?;
         refuse_second(&mut tx, &backup.vm_context_id, &vm.vm_name).await?;
         check_repository(&mut tx, &backup.repository_id).await?;
+        if let Some(policy) = &backup.policy_id {
+            check_policy(&mut tx, policy).await?;
+        }
         for disk in &backup.disks {
             if let Some(parent) = &disk.parent {
                 check_parent(&mut tx, backup, disk, parent).await?;
@@ -298,7 +303,10 @@ async fn refuse_second(
     }
 }
 
-async fn check_repository(tx: &mut SqliteConnection, id: &RepositoryId) -> Result<(), Error> {
+pub(super) async fn check_repository(
+    tx: &mut SqliteConnection,
+    id: &RepositoryId,
+) -> Result<(), Error> {
     let enabled: Option<bool> =
         sqlx::query_scalar("SELECT enabled FROM backup_repositories WHERE id = ?")
             .bind(id.as_str())
@@ -426,11 +434,6 @@ async fn insert_job(
     now: Timestamp,
 ) -> Result<(), Error> {
     let state = JobState::Pending.apply(JobEvent::Start { at: now })?;
-    // A legacy caller may name a policy that this hub does not have; upstream ignored it.
-    let policy: Option<String> = sqlx::query_scalar("SELECT id FROM backup_policies WHERE id = ?")
-        .bind(&backup.policy_id)
-        .fetch_optional(&mut *tx)
-        .await?;
     sqlx::query(
         "INSERT INTO backup_jobs (id, vm_backup_context_id, vm_context_id, vm_name, repository_id, policy_id, backup_type, \
          status, repository_path, total_bytes, current_phase, created_at, started_at, transfer, type_reason, intent) \
@@ -441,7 +444,7 @@ async fn insert_job(
     .bind(backup.vm_context_id.as_str())
     .bind(vm_name)
     .bind(backup.repository_id.as_str())
-    .bind(policy)
+    .bind(backup.policy_id.as_ref().map(PolicyId::as_str))
     .bind(backup.backup_type.as_str())
     .bind(state.status().as_str())
     .bind(PARENT_MARKER)

@@ -5,8 +5,8 @@ use sqlx::FromRow;
 use super::timestamp::{from_optional_text, from_text};
 use crate::error::Error;
 use crate::id::{
-    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, ExportName, RepositoryId,
-    VmContextId,
+    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, ExportName, PolicyId,
+    RepositoryId, VmContextId,
 };
 use crate::model::{Backup, BackupDisk, BackupType, DiskState, DiskStatus, JobState, JobStatus};
 
@@ -114,7 +114,7 @@ impl TryFrom<JobRow> for Backup {
             )?,
             vm_name: row.vm_name,
             repository_id: stored("repository_id", RepositoryId::parse(&row.repository_id))?,
-            policy_id: row.policy_id,
+            policy_id: optional(row.policy_id.as_deref(), "policy_id", PolicyId::parse)?,
             backup_type: backup_type(&row.backup_type)?,
             type_reason: row.type_reason,
             transfer: row

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::config::Secret;
-use crate::id::{BackupId, DeviceKey, DiskIndex, ExportName, RepositoryId, VmContextId};
+use crate::id::{BackupId, DeviceKey, DiskIndex, ExportName, PolicyId, RepositoryId, VmContextId};
 use crate::model::{
     Backup, BackupDisk, BackupType, Credential, DeclaredParent, DiskCounters, FullReason, Transfer,
 };
@@ -78,7 +78,7 @@ pub struct BeginBackup {
     /// Where it goes.
     pub repository_id: RepositoryId,
     /// The policy that asked for it.
-    pub policy_id: Option<String>,
+    pub policy_id: Option<PolicyId>,
     /// What it holds.
     pub backup_type: BackupType,
     /// Why it is not what an increment would be.

@@ -41,6 +41,12 @@ pub enum Verb {
     CancelBackup,
     /// Removes a point for good.
     DeleteBackup,
+    /// Asks for a copy of a point in another repository.
+    CopyBackup,
+    /// Looks at policies.
+    ReadPolicies,
+    /// Makes and removes policies.
+    ManagePolicies,
     /// Looks at VMs.
     ReadVms,
     /// Registers a VM, or changes it.
@@ -64,7 +70,8 @@ words!(
     Verb, "verb",
     ReadBackups => "read_backups", StartBackup => "start_backup", ReadChangeId => "read_change_id",
     CompleteDisk => "complete_disk", ReportTelemetry => "report_telemetry", CancelBackup => "cancel_backup",
-    DeleteBackup => "delete_backup", ReadVms => "read_vms", RegisterVm => "register_vm", AddCredential => "add_credential",
+    DeleteBackup => "delete_backup", CopyBackup => "copy_backup", ReadPolicies => "read_policies",
+    ManagePolicies => "manage_policies", ReadVms => "read_vms", RegisterVm => "register_vm", AddCredential => "add_credential",
     ReadRepositories => "read_repositories", CheckRepository => "check_repository",
     ManageRepositories => "manage_repositories", ReadMetrics => "read_metrics", ReadAudit => "read_audit",
     ManageTokens => "manage_tokens",
@@ -79,6 +86,7 @@ impl Verb {
             Self::ReadBackups
             | Self::ReadChangeId
             | Self::ReportTelemetry
+            | Self::ReadPolicies
             | Self::ReadVms
             | Self::ReadRepositories
             | Self::ReadMetrics
@@ -87,6 +95,8 @@ impl Verb {
             | Self::CompleteDisk
             | Self::CancelBackup
             | Self::DeleteBackup
+            | Self::CopyBackup
+            | Self::ManagePolicies
             | Self::RegisterVm
             | Self::AddCredential
             | Self::CheckRepository
@@ -120,6 +130,9 @@ pub const fn reach(role: Role, verb: Verb) -> Reach {
         Verb::ReportTelemetry => [All, All, No, Own, All],
         Verb::CancelBackup => [All, All, No, No, All],
         Verb::DeleteBackup => [All, No, No, No, All],
+        Verb::CopyBackup => [All, All, No, No, All],
+        Verb::ReadPolicies => [All, All, All, No, All],
+        Verb::ManagePolicies => [All, No, No, No, All],
         Verb::ReadVms => [All, All, All, No, All],
         Verb::RegisterVm => [All, All, No, No, All],
         Verb::AddCredential => [All, No, No, No, All],
@@ -218,6 +231,7 @@ mod tests {
         let reads = [
             Verb::ReadBackups,
             Verb::ReadChangeId,
+            Verb::ReadPolicies,
             Verb::ReadVms,
             Verb::ReadRepositories,
             Verb::ReadMetrics,
@@ -227,6 +241,7 @@ mod tests {
             Verb::CompleteDisk,
             Verb::ReportTelemetry,
             Verb::CancelBackup,
+            Verb::CopyBackup,
             Verb::RegisterVm,
             Verb::CheckRepository,
         ];

@@ -3,8 +3,8 @@
 use super::{DiskStatus, JobStatus};
 use crate::clock::Timestamp;
 use crate::id::{
-    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, ExportName, RepositoryId,
-    VmContextId,
+    BackupDiskId, BackupId, ChangeId, ContextId, DeviceKey, DiskIndex, ExportName, PolicyId,
+    RepositoryId, VmContextId,
 };
 
 /// Gives an enum of plain words its words: `as_str`, `Display`, `FromStr`.
@@ -103,7 +103,7 @@ pub struct StartBackup {
     /// Who moves the data.
     pub transfer: Transfer,
     /// The policy that asked for it.
-    pub policy_id: Option<String>,
+    pub policy_id: Option<PolicyId>,
 }
 
 /// A backup that has started: its exports accept connections.
@@ -150,7 +150,7 @@ pub struct Backup {
     /// Where it is kept.
     pub repository_id: RepositoryId,
     /// The policy that asked for it.
-    pub policy_id: Option<String>,
+    pub policy_id: Option<PolicyId>,
     /// What it holds.
     pub backup_type: BackupType,
     /// Why an `auto` request became what it is, or why it holds more than was asked for.

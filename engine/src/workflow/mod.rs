@@ -17,6 +17,7 @@ mod end_backup;
 mod inventory;
 mod list;
 mod open;
+mod policies;
 mod publish;
 mod recover;
 mod repositories;
@@ -38,6 +39,7 @@ pub(crate) use hub::Hub;
 pub(crate) use inventory::add_credential;
 pub(crate) use list::{backup, backup_disks, backups};
 pub(crate) use open::open;
+pub(crate) use policies::{ask_for_copy, create_policy};
 pub(crate) use repositories::{
     create_repository, delete_repository, look_at_repository, refresh_storage, repositories,
     repository, try_place,

@@ -93,6 +93,9 @@ async fn decide(hub: &Hub, request: &StartBackup) -> Result<Decided, Error> {
             format!("repository_id={}", row.id),
         ));
     }
+    if let Some(policy) = &request.policy_id {
+        hub.catalog.policy(policy).await?;
+    }
     let repository = hub.repository(&row.id).await?;
     let wanted: Vec<WantedDisk> = (0..)
         .map(crate::id::DiskIndex::new)

@@ -17,7 +17,7 @@ use crate::views::{BackupView, BackupsFailure};
     responses(
         (status = 200, body = BackupView),
         (status = 400, description = "the request, or no parent for an increment", body = BackupsFailure),
-        (status = 404, description = "no such VM, or it has no disks", body = BackupsFailure),
+        (status = 404, description = "no such VM, or it has no disks; no such repository or policy", body = BackupsFailure),
         (status = 409, description = "a backup of this VM is running", body = BackupsFailure),
         (status = 500, description = "the disks could not be prepared, or the node refused", body = BackupsFailure),
     )

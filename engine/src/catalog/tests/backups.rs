@@ -605,15 +605,12 @@ async fn contradictions_are_refused(catalog: Catalog) {
             "{backup:?}"
         );
     }
-    let unknown_policy = with(&|backup| backup.policy_id = Some("policy-of-elsewhere".to_owned()));
-    assert_eq!(
-        catalog
-            .begin_backup(&unknown_policy, at(2))
-            .await
-            .expect("a backup")
-            .policy_id,
-        None
-    );
+    let elsewhere = PolicyId::parse("policy-of-elsewhere").expect("an id");
+    let unknown_policy = with(&|backup| backup.policy_id = Some(elsewhere.clone()));
+    let before = count(&catalog, "backup_jobs").await;
+    let refused = catalog.begin_backup(&unknown_policy, at(2)).await;
+    assert_eq!(kind(refused), ErrorKind::NotFound);
+    assert_eq!(count(&catalog, "backup_jobs").await, before);
 }
 
 async fn lists_are_filtered_by_all_conditions(catalog: Catalog) {

@@ -114,14 +114,14 @@ async fn references_are_kept(catalog: Catalog) {
     let backup = catalog
         .begin_backup(
             &BeginBackup {
-                policy_id: Some("p".to_owned()),
+                policy_id: Some(PolicyId::parse("p").expect("an id")),
                 ..begin
             },
             at(2),
         )
         .await
         .expect("a backup");
-    assert_eq!(backup.policy_id.as_deref(), Some("p"));
+    assert_eq!(backup.policy_id.as_ref().map(PolicyId::as_str), Some("p"));
     execute(&catalog, "DELETE FROM backup_policies")
         .await
         .expect("removed");

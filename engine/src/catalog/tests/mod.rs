@@ -9,13 +9,14 @@ mod histories;
 mod integrity;
 mod inventory;
 mod legacy;
+mod policies;
 
 use std::future::Future;
 
 use super::*;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
-use crate::id::{BackupId, ChangeId, DiskIndex, ExportName, RepositoryId};
+use crate::id::{BackupId, ChangeId, DiskIndex, ExportName, PolicyId, RepositoryId};
 use crate::model::*;
 
 /// Declares each function of a module as a test on a fresh SQLite catalog.
@@ -241,6 +242,8 @@ async fn count(catalog: &Catalog, table: &'static str) -> i64 {
         "backup_jobs" => "SELECT COUNT(*) FROM backup_jobs",
         "backup_disks" => "SELECT COUNT(*) FROM backup_disks",
         "backup_chains" => "SELECT COUNT(*) FROM backup_chains",
+        "backup_policies" => "SELECT COUNT(*) FROM backup_policies",
+        "backup_copy_rules" => "SELECT COUNT(*) FROM backup_copy_rules",
         "backup_copies" => "SELECT COUNT(*) FROM backup_copies",
         "audit_log" => "SELECT COUNT(*) FROM audit_log",
         "restore_mounts" => "SELECT COUNT(*) FROM restore_mounts",

@@ -37,6 +37,14 @@ async fn what_is_unknown_is_named() {
         (error.kind, error.message.as_str()),
         (ErrorKind::NotFound, "VM not found")
     );
+    let error = refused(&engine, |request| {
+        request.policy_id = PolicyId::parse("nothing").ok();
+    })
+    .await;
+    assert_eq!(
+        (error.kind, error.message.as_str()),
+        (ErrorKind::NotFound, "Policy not found")
+    );
     let error = refused(&engine, |request| request.vm_name = "empty".to_owned()).await;
     assert_eq!(
         (error.kind, error.message.as_str()),
