@@ -702,11 +702,22 @@ async fn a_vm_is_registered_once_and_updated_after() {
         (&disks["count"], &disks["disks"][0]["size_gb"]),
         (&json!(2), &json!(1))
     );
-    let none = hub.get("/api/v1/vm-contexts/ctx-unknown/disks").await;
-    assert_eq!(
-        (none.status, none.json()),
-        (200, json!({"disks": [], "count": 0}))
-    );
+    for unknown in ["ctx-unknown", "a%2Fb", &"x".repeat(65)] {
+        let none = hub
+            .get(&format!("/api/v1/vm-contexts/{unknown}/disks"))
+            .await;
+        assert_eq!(
+            (none.status, none.json()),
+            (200, json!({"disks": [], "count": 0})),
+            "{unknown}"
+        );
+    }
+    for no_id in ["web", "a%2Fb", "ctx-unknown"] {
+        let path = format!("/api/v1/vm-contexts/by-id/{no_id}");
+        let answer = hub.get(&path).await;
+        assert_eq!(answer.status, 404, "{no_id}: {}", answer.text);
+        assert_eq!(names(&answer.text), ["error", "timestamp"], "{no_id}");
+    }
 
     let unknown = hub.get("/api/v1/vm-contexts/nobody").await;
     assert_eq!(

@@ -106,6 +106,15 @@ impl Engine {
         self.hub.catalog.vm_by_name_or_id(name_or_id).await
     }
 
+    /// The VM with this id.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn vm_by_id(&self, id: &VmContextId) -> Result<Vm, Error> {
+        self.hub.catalog.vm_by_id(id).await
+    }
+
     /// The VM's disks by device key: the position is the disk index.
     ///
     /// # Errors

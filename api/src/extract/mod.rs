@@ -26,7 +26,7 @@ pub(crate) use backups::{
 pub(crate) use policies::{CopyInput, PolicyInput, policy_id};
 pub(crate) use repositories::{PlaceInput, RepositoryInput, RepositoryQuery};
 pub(crate) use telemetry::TelemetryInput;
-pub(crate) use vms::{CredentialInput, VmInput};
+pub(crate) use vms::{CredentialInput, VmInput, context};
 
 use crate::error::{Failure, Family, Refused};
 

@@ -1,6 +1,6 @@
 //! Inputs of `/vm-contexts` and `/vmware-credentials`; the engine checks what they say.
 
-use engine::{NewCredential, NewVm, NewVmDisk};
+use engine::{NewCredential, NewVm, NewVmDisk, VmContextId};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -112,4 +112,9 @@ impl CredentialInput {
             datacenter: self.datacenter,
         })
     }
+}
+
+/// The VM that a path names by its id; `None` for a text that can be no id.
+pub(crate) fn context(text: &str) -> Option<VmContextId> {
+    VmContextId::parse(text).ok()
 }

@@ -126,6 +126,19 @@ impl Catalog {
         })
     }
 
+    /// The VM with this id.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none.
+    pub async fn vm_by_id(&self, id: &VmContextId) -> Result<Vm, Error> {
+        let row: Option<VmRow> = sqlx::query_as(select_vms!("WHERE context_id = ?"))
+            .bind(id.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        row.ok_or_else(|| Error::not_found("VM not found", format!("context_id={id}")))?
+            .try_into()
+    }
+
     /// The VMs that a legacy client can mean by `name`: see [`Vm::answers_to`].
     ///
     /// # Errors

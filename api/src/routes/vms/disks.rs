@@ -1,9 +1,9 @@
 //! `GET /vm-contexts/{context_id}/disks`.
 
 use axum::extract::{Path, State};
-use engine::VmContextId;
 
 use crate::error::{Refused, VmContexts};
+use crate::extract::context;
 use crate::routes::{Api, reply::Reply};
 use crate::views::{VmContextsFailure, VmDiskListView};
 
@@ -23,9 +23,9 @@ pub(crate) async fn disks(
     State(api): State<Api>,
     Path(context_id): Path<String>,
 ) -> Result<Reply<VmDiskListView>, Refused<VmContexts>> {
-    let disks = api
-        .engine
-        .vm_disks(&VmContextId::parse(&context_id)?)
-        .await?;
+    let disks = match context(&context_id) {
+        Some(id) => api.engine.vm_disks(&id).await?,
+        None => Vec::new(),
+    };
     Ok(Reply::ok(VmDiskListView::new(disks)))
 }

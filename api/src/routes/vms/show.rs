@@ -1,8 +1,10 @@
 //! `GET /vm-contexts/by-id/{context_id}` and `GET /vm-contexts/{vm_name}`.
 
 use axum::extract::{Path, State};
+use engine::Vm;
 
-use crate::error::{Refused, VmContexts};
+use crate::error::{Failure, Refused, VmContexts};
+use crate::extract::context;
 use crate::routes::{Api, reply::Reply};
 use crate::views::{VmContextDetailView, VmContextsFailure};
 
@@ -22,7 +24,10 @@ pub(crate) async fn by_id(
     State(api): State<Api>,
     Path(context_id): Path<String>,
 ) -> Result<Reply<VmContextDetailView>, Refused<VmContexts>> {
-    detail(&api, &context_id).await
+    let id = context(&context_id)
+        .ok_or_else(|| Failure::not_found("VM not found", "no VM can have this id"))?;
+    let vm = api.engine.vm_by_id(&id).await?;
+    detail(&api, vm).await
 }
 
 /// One VM, by its name.
@@ -42,14 +47,11 @@ pub(crate) async fn by_name(
     State(api): State<Api>,
     Path(vm_name): Path<String>,
 ) -> Result<Reply<VmContextDetailView>, Refused<VmContexts>> {
-    detail(&api, &vm_name).await
+    let vm = api.engine.vm(&vm_name).await?;
+    detail(&api, vm).await
 }
 
-async fn detail(
-    api: &Api,
-    name_or_id: &str,
-) -> Result<Reply<VmContextDetailView>, Refused<VmContexts>> {
-    let vm = api.engine.vm(name_or_id).await?;
+async fn detail(api: &Api, vm: Vm) -> Result<Reply<VmContextDetailView>, Refused<VmContexts>> {
     let disks = api.engine.vm_disks(&vm.context_id).await?;
     Ok(Reply::ok(VmContextDetailView::new(vm, disks)))
 }
