@@ -17,8 +17,7 @@ pub fn mounted_at(mountinfo: &str, mount_point: &str) -> Option<Mounted> {
     mountinfo
         .lines()
         .filter_map(read_line)
-        .filter(|mounted| mounted.mount_point == mount_point)
-        .next_back()
+        .rfind(|mounted| mounted.mount_point == mount_point)
 }
 
 /// Whether two names of a source mean the same; mounters add and drop slashes at the end.
