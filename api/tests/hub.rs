@@ -1,5 +1,7 @@
 //! A hub in this process: how it starts, and how it does not.
 
+#![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
