@@ -59,7 +59,7 @@ pub(crate) fn print(title: &str, names: &[&str], cases: &[Case]) {
     println!();
     for case in cases {
         print!("{:width$}  {:>8}", case.name, case.unit);
-        let medians: Vec<_> = case.figures.iter().map(|runs| median(runs)).collect();
+        let medians: Vec<_> = case.figures.iter().map(median).collect();
         for (figure, runs) in medians.iter().zip(&case.figures) {
             match (figure, runs) {
                 (Some(figure), _) => print!("  {figure:>14.0}"),
