@@ -100,11 +100,46 @@ impl<E: Export> WriteJob<E> {
     }
 
     fn fail(&self, error: &ExportError) {
-        let mut first = self.error.lock();
-        if first.is_none() {
-            *first = Some(error.code);
+        let mut told = self.error.lock();
+        if is_the_reason(error.code, *told) {
+            *told = Some(error.code);
             let ByteRange { offset, len_bytes } = self.range;
             self.context.log_failure("write", offset, len_bytes, error);
+        }
+    }
+}
+
+/// Whether a piece's error is what the client is told, after another one was noted: the first, but not that nothing more
+/// is taken. That follows from the failure of another piece, and may overtake it.
+fn is_the_reason(code: ErrorCode, noted: Option<ErrorCode>) -> bool {
+    match noted {
+        None => true,
+        Some(noted) => noted == ErrorCode::SHUTDOWN && code != ErrorCode::SHUTDOWN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_that_follows_a_failure_does_not_hide_it() {
+        use ErrorCode as E;
+        for (codes, told) in [
+            (vec![E::NOSPC], E::NOSPC),
+            (vec![E::SHUTDOWN], E::SHUTDOWN),
+            (vec![E::SHUTDOWN, E::NOSPC, E::SHUTDOWN], E::NOSPC),
+            (vec![E::NOSPC, E::IO, E::SHUTDOWN], E::NOSPC),
+            (vec![E::SHUTDOWN, E::SHUTDOWN], E::SHUTDOWN),
+        ] {
+            let noted = codes.iter().fold(None, |noted, &code| {
+                if is_the_reason(code, noted) {
+                    Some(code)
+                } else {
+                    noted
+                }
+            });
+            assert_eq!(noted, Some(told), "{codes:?}");
         }
     }
 }
