@@ -1,4 +1,4 @@
-//! An id for every request: in its answer, in every log line that it causes, in the audit log.
+//! An id for every request: in its answer, in the log lines of its task, in the audit log.
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
