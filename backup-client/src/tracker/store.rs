@@ -17,8 +17,16 @@ use crate::{Error, ErrorKind};
 pub(crate) struct VmStates {
     directory: PathBuf,
     vm_name: String,
-    /// Locked for as long as it is open.
-    _lock: File,
+    /// Locked until this is dropped.
+    lock: File,
+}
+
+impl Drop for VmStates {
+    fn drop(&mut self) {
+        // Closing would not be enough: a program that is being started at this moment holds the file, too, until it is
+        // executed. Where unlocking fails, closing must do.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 /// What was found where a state should be.
@@ -67,7 +75,7 @@ impl VmStates {
         Ok(Self {
             directory,
             vm_name: vm_name.to_owned(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -134,4 +142,20 @@ fn file_stem(name: &str) -> String {
         stem.push_str(&blake3::hash(name.as_bytes()).to_hex());
     }
     stem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_is_over_keeps_nobody_out_through_a_copy_of_its_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let states = VmStates::open(folder.path(), "vm").unwrap();
+        // What a program that is being started has of it until it is executed.
+        let inherited = states.lock.try_clone().unwrap();
+        drop(states);
+        VmStates::open(folder.path(), "vm").unwrap();
+        drop(inherited);
+    }
 }

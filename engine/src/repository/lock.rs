@@ -9,7 +9,15 @@ use crate::error::{Error, ErrorKind};
 /// Holds the folder until it is dropped.
 #[derive(Debug)]
 pub(crate) struct DataLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DataLock {
+    fn drop(&mut self) {
+        // Closing would not be enough: a program that is being started at this moment holds the file, too, until it is
+        // executed. Where unlocking fails, closing must do.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DataLock {
@@ -29,7 +37,7 @@ impl DataLock {
             .open(data_dir.join("hub.lock"))
             .map_err(|error| file_error(what, details(), error))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => Err(Error::new(
                 ErrorKind::Unavailable,
                 "data folder belongs to another hub",
@@ -52,7 +60,10 @@ mod tests {
             DataLock::take(folder.path()).unwrap_err().kind,
             ErrorKind::Unavailable
         );
+        // What a program that is being started has of it until it is executed keeps nobody out.
+        let inherited = first.file.try_clone().unwrap();
         drop(first);
         DataLock::take(folder.path()).unwrap();
+        drop(inherited);
     }
 }
