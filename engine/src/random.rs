@@ -14,7 +14,7 @@ pub(crate) fn bytes() -> [u8; 32] {
 /// 128 random bits.
 ///
 /// # Panics
-/// As [`bytes`].
+/// As [`bytes()`].
 pub(crate) fn half() -> [u8; 16] {
     let bytes = bytes();
     let (half, _) = bytes.split_first_chunk().expect("16 of 32 bytes");

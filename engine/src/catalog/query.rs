@@ -11,7 +11,7 @@ use crate::id::BackupId;
 use crate::limits::PAGE_ROWS_MAX;
 use crate::model::{Backup, BackupDisk, BackupFilter, BackupPage, BackupStats, PARENT_MARKER};
 
-/// The rows that a filter lets through; [`bind_filter`] has its values.
+/// The rows that a filter lets through; `bind_filter!` has its values.
 macro_rules! filtered {
     () => {
         "FROM backup_jobs j WHERE j.repository_path = ? \
